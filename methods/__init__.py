@@ -1,0 +1,46 @@
+"""Skimbench: token reduction for transformer encoders, every method behind one interface.
+
+    import methods
+    reducer = methods.create("transkimmer", model, skim_weight=0.3)
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from methods.base import (
+    PADDINGS,
+    Options,
+    ReducerConfig,
+    ReducerOutput,
+    TokenReducer,
+    Traits,
+    create,
+    load,
+)
+from methods.recipes import ParameterGroup, Stage
+from methods.registry import available, lookup, register
+from methods.state import Decision, Inputs, TokenState
+from methods.trace import Trace
+
+for _module in iter_modules(__path__):
+    import_module(f"methods.{_module.name}")
+
+__all__ = [
+    "PADDINGS",
+    "Decision",
+    "Inputs",
+    "Options",
+    "ParameterGroup",
+    "ReducerConfig",
+    "ReducerOutput",
+    "Stage",
+    "TokenReducer",
+    "TokenState",
+    "Trace",
+    "Traits",
+    "available",
+    "create",
+    "load",
+    "lookup",
+    "register",
+]

@@ -1,0 +1,240 @@
+"""Where the supported encoders keep their parts: one data entry each, no logic beyond looking things up.
+
+A layer is seen as two blocks. The *attention* block is query/key/value projections, attention, and `finish_attention`
+(output projection, residual, norm). The *feed-forward* block is `feed_forward` (both projections, residual, norm).
+A reducer may decide between the two, so neither block is ever called through the stock layer's own `forward`; the stock
+sub-modules themselves are called, so hooks and adapters that users put on them keep working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+HEADS = ("classification", "regression", "span_qa")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """One encoder family; every path is dotted, relative to the layer, the encoder or the model as its name says."""
+
+    encoder: str  # attribute of the task model that holds embeddings and layers
+    layers: Callable[[nn.Module], list[nn.Module]]  # encoder -> layers in order of execution
+    query: str = "attention.self.query"
+    key: str = "attention.self.key"
+    value: str = "attention.self.value"
+    attention_dropout: str = "attention.self.dropout"
+    finish_attention: Callable[[nn.Module, Tensor, Tensor], Tensor] = (
+        lambda layer, context, hidden: layer.attention.output(context, hidden)
+    )
+    feed_forward: Callable[[nn.Module, Tensor], Tensor] = lambda layer, hidden: layer.output(
+        layer.intermediate(hidden), hidden
+    )
+    project_embeddings: Callable[[nn.Module], nn.Module | None] = lambda encoder: None  # narrower embeddings -> hidden
+    classify: Callable[[nn.Module, Tensor], Tensor]  # model, (batch, 1, hidden_size) -> (batch, num_labels)
+    first_dense: str  # path in the model of the dense layer that the classification head starts with
+    span: Callable[[nn.Module, Tensor], Tensor] = lambda model, hidden: model.qa_outputs(hidden)
+    token_types: bool = True  # the embeddings take token_type_ids
+    offset_positions: bool = False  # RoBERTa: positions count real tokens and start after the padding index
+    num_heads: str = "num_attention_heads"
+    intermediate_size: str = "intermediate_size"
+
+
+def _albert_layers(encoder: nn.Module) -> list[nn.Module]:
+    """ALBERT runs the layers of a group again and again; the list repeats them as often as they run."""
+    config, groups = encoder.config, encoder.encoder.albert_layer_groups
+    passes_per_group = config.num_hidden_layers / config.num_hidden_groups
+    return [layer for i in range(config.num_hidden_layers) for layer in groups[int(i / passes_per_group)].albert_layers]
+
+
+def _albert_feed_forward(layer: nn.Module, hidden: Tensor) -> Tensor:
+    return layer.full_layer_layer_norm(layer.ff_chunk(hidden) + hidden)
+
+
+def _albert_finish_attention(layer: nn.Module, context: Tensor, hidden: Tensor) -> Tensor:
+    attention = layer.attention
+    return attention.LayerNorm(hidden + attention.output_dropout(attention.dense(context)))
+
+
+def _albert_classify(model: nn.Module, hidden: Tensor) -> Tensor:
+    pooled = model.albert.pooler_activation(model.albert.pooler(hidden[:, 0]))
+    return model.classifier(model.dropout(pooled))
+
+
+def _distilbert_classify(model: nn.Module, hidden: Tensor) -> Tensor:
+    return model.classifier(model.dropout(F.relu(model.pre_classifier(hidden[:, 0]))))
+
+
+SPECS: dict[str, BackboneSpec] = {
+    "bert": BackboneSpec(
+        encoder="bert",
+        layers=lambda encoder: list(encoder.encoder.layer),
+        classify=lambda model, hidden: model.classifier(model.dropout(model.bert.pooler(hidden))),
+        first_dense="bert.pooler.dense",
+    ),
+    "roberta": BackboneSpec(
+        encoder="roberta",
+        layers=lambda encoder: list(encoder.encoder.layer),
+        classify=lambda model, hidden: model.classifier(hidden),
+        first_dense="classifier.dense",
+        offset_positions=True,
+    ),
+    "electra": BackboneSpec(
+        encoder="electra",
+        layers=lambda encoder: list(encoder.encoder.layer),
+        project_embeddings=lambda encoder: getattr(encoder, "embeddings_project", None),
+        classify=lambda model, hidden: model.classifier(hidden),
+        first_dense="classifier.dense",
+    ),
+    "distilbert": BackboneSpec(
+        encoder="distilbert",
+        layers=lambda encoder: list(encoder.transformer.layer),
+        query="attention.q_lin",
+        key="attention.k_lin",
+        value="attention.v_lin",
+        attention_dropout="attention.dropout",
+        finish_attention=lambda layer, context, hidden: layer.sa_layer_norm(layer.attention.out_lin(context) + hidden),
+        feed_forward=lambda layer, hidden: layer.output_layer_norm(layer.ffn(hidden) + hidden),
+        classify=_distilbert_classify,
+        first_dense="pre_classifier",
+        span=lambda model, hidden: model.qa_outputs(model.dropout(hidden)),
+        token_types=False,
+        num_heads="n_heads",
+        intermediate_size="hidden_dim",
+    ),
+    "albert": BackboneSpec(
+        encoder="albert",
+        layers=_albert_layers,
+        query="attention.query",
+        key="attention.key",
+        value="attention.value",
+        attention_dropout="attention.attention_dropout",
+        finish_attention=_albert_finish_attention,
+        feed_forward=_albert_feed_forward,
+        project_embeddings=lambda encoder: encoder.encoder.embedding_hidden_mapping_in,
+        classify=_albert_classify,
+        first_dense="albert.pooler",
+    ),
+}
+
+
+class Backbone:
+    """A stock transformers task model, seen through its `BackboneSpec`.
+
+    Args:
+        model: a `*ForSequenceClassification` or `*ForQuestionAnswering` of a family in `SPECS`.
+    Raises:
+        ValueError: the family or the head is not supported; names what is.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        config = model.config
+        self.model, self.config = model, config
+        self.head = head_of(model)
+        self.spec = SPECS[config.model_type]
+        self.encoder: nn.Module = getattr(model, self.spec.encoder)
+        self.layers: list[nn.Module] = self.spec.layers(self.encoder)
+        self.num_layers = len(self.layers)
+        self.hidden_size: int = config.hidden_size
+        self.num_heads: int = getattr(config, self.spec.num_heads)
+        self.intermediate_size: int = getattr(config, self.spec.intermediate_size)
+        self.num_labels: int = config.num_labels
+        self.max_length: int = config.max_position_embeddings - self._position_offset
+
+    @property
+    def _position_offset(self) -> int:
+        return self.config.pad_token_id + 1 if self.spec.offset_positions else 0
+
+    def position_ids(self, input_ids: Tensor) -> Tensor:
+        """Position of each token as the stock model counts them; input_ids (batch, seq_len) -> (batch, seq_len) long."""
+        if self.spec.offset_positions:
+            real = input_ids.ne(self.config.pad_token_id)
+            return real.cumsum(dim=1) * real + self.config.pad_token_id
+        return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None, position_ids: Tensor) -> Tensor:
+        """Embedding output after norm, dropout and (ALBERT, ELECTRA) projection; (rows, n) -> (rows, n, hidden_size)."""
+        arguments = {"input_ids": input_ids, "position_ids": position_ids}
+        if self.spec.token_types:
+            arguments["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        hidden = self.encoder.embeddings(**arguments)
+        project = self.spec.project_embeddings(self.encoder)
+        return hidden if project is None else project(hidden)
+
+    def heads_of(self, layer: nn.Module, which: str, hidden: Tensor) -> Tensor:
+        """Project `hidden` (..., hidden_size) with `which` ("query", "key", "value") -> (..., heads, head_size)."""
+        projected = attrgetter(getattr(self.spec, which))(layer)(hidden)
+        return projected.unflatten(-1, (self.num_heads, -1))
+
+    def attention_dropout(self, layer: nn.Module) -> float:
+        """Dropout probability on attention weights, 0 outside training."""
+        dropout = attrgetter(self.spec.attention_dropout)(layer)
+        return dropout.p if dropout.training else 0.0
+
+    def finish_attention(self, layer: nn.Module, context: Tensor, hidden: Tensor) -> Tensor:
+        """Output projection, residual and norm; context (..., heads, head_size), hidden (..., hidden_size)."""
+        return self.spec.finish_attention(layer, context.flatten(-2), hidden)
+
+    def feed_forward(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """The whole feed-forward block with residual and norm; (..., hidden_size) -> the same shape."""
+        return self.spec.feed_forward(layer, hidden)
+
+    def classify(self, first_tokens: Tensor) -> Tensor:
+        """Classification or regression head on [CLS]; (batch, hidden_size) -> (batch, num_labels)."""
+        return self.spec.classify(self.model, first_tokens.unsqueeze(1))
+
+    def span(self, hidden: Tensor) -> Tensor:
+        """Span head; (..., hidden_size) -> (..., 2), start and end logits."""
+        return self.spec.span(self.model, hidden)
+
+    def first_dense(self) -> nn.Linear:
+        """The dense layer of the classification head (BERT: the pooler's), hidden_size -> hidden_size."""
+        return attrgetter(self.spec.first_dense)(self.model)
+
+    def embedding_macs(self) -> int:
+        """MACs per token of the embedding projection; 0 where embeddings are as wide as the layers."""
+        project = self.spec.project_embeddings(self.encoder)
+        return 0 if project is None else project.in_features * project.out_features
+
+    def head_macs(self, tokens: Tensor) -> Tensor:
+        """MACs of the head for sequences of `tokens` (batch,) long; a classifier reads one token whatever the length."""
+        if self.head == "span_qa":
+            return tokens * (self.hidden_size * self.num_labels)
+        return torch.full_like(tokens, self.hidden_size * (self.hidden_size + self.num_labels))
+
+
+def head_of(model: nn.Module) -> str:
+    """Which of `HEADS` a stock model carries.
+
+    Raises:
+        ValueError: a family or a head that is not supported.
+    """
+    config = getattr(model, "config", None)
+    family = getattr(config, "model_type", type(model).__name__)
+    if family not in SPECS:
+        raise ValueError(f"backbone '{family}' is not supported; use one of: {', '.join(SPECS)}")
+    name = type(model).__name__
+    if name.endswith("ForQuestionAnswering"):
+        return "span_qa"
+    if name.endswith("ForSequenceClassification"):
+        regression = config.num_labels == 1 or config.problem_type == "regression"
+        return "regression" if regression else "classification"
+    raise ValueError(f"{name} has no supported head; use a *ForSequenceClassification or *ForQuestionAnswering model")
+
+
+def build_model(architecture: str, config: transformers.PreTrainedConfig) -> nn.Module:
+    """A stock task model with fresh weights; `architecture` is its class name, checked against the supported families.
+
+    Raises:
+        ValueError: `architecture` is not a supported task model class.
+    """
+    allowed = architecture.endswith(("ForSequenceClassification", "ForQuestionAnswering"))
+    if not allowed or config.model_type not in SPECS or not hasattr(transformers, architecture):
+        raise ValueError(f"cannot build '{architecture}' with a '{config.model_type}' configuration")
+    return getattr(transformers, architecture)(config)

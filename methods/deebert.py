@@ -1,0 +1,144 @@
+"""DeeBERT: an off-ramp after every layer; a text leaves as soon as one is sure enough.
+
+Paper: Xin et al., "DeeBERT: Dynamic Early Exiting for Accelerating BERT Inference", ACL 2020,
+https://aclanthology.org/2020.acl-main.204
+Departures by default: texts leave a batch one by one (the public code takes single texts); no untrained off-ramp after the last
+layer (`last_ramp=True` adds it, as released); the frozen backbone takes no part in gradient clipping.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.base import Options, TokenReducer, Traits, fine_tuning_stage
+from methods.recipes import ParameterGroup, Stage
+from methods.registry import register
+from methods.state import Decision, Inputs, TokenState
+
+RAMP_STAGE = "off_ramps"
+INITIALIZER_STD = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeeBertOptions(Options):
+    """Options; the paper's symbol in brackets.
+
+    Attributes:
+        threshold: entropy in nats below which a text leaves [S]; 0 never exits, above ln(num_labels) always does. One value,
+            or one per layer but the last. It may be changed after training (`set_options`).
+        last_ramp: also consult an off-ramp after the last layer, which no stage trains: the released behaviour.
+    """
+
+    threshold: float | tuple[float, ...] = 0.1
+    last_ramp: bool = False
+
+    def __post_init__(self) -> None:
+        values = self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
+        if not all(math.isfinite(value) and value >= 0 for value in values):
+            raise ValueError(f"threshold must be >= 0 nats, got {self.threshold}")
+
+
+class OffRamp(nn.Module):
+    """Pooler and classifier of one layer: [CLS] (sequences, hidden_size) -> (sequences, num_labels)."""
+
+    def __init__(self, first_dense: nn.Linear, num_labels: int, dropout: float) -> None:
+        super().__init__()
+        hidden_size = first_dense.in_features
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dense.load_state_dict(first_dense.state_dict())
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(hidden_size, num_labels)
+        nn.init.normal_(self.classifier.weight, std=INITIALIZER_STD)
+        nn.init.zeros_(self.classifier.bias)
+        self.macs = hidden_size * hidden_size + hidden_size * num_labels
+
+    def forward(self, first_tokens: Tensor) -> Tensor:
+        return self.classifier(self.dropout(torch.tanh(self.dense(first_tokens))))
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of softmax(logits); (..., classes) -> (...). Exactly 0, not NaN, for certain predictions."""
+    log_probabilities = F.log_softmax(logits.float(), dim=-1)
+    return -(log_probabilities.exp() * log_probabilities).sum(dim=-1).clamp(max=0.0)
+
+
+@register("deebert")
+class DeeBert(TokenReducer):
+    """Exits whole texts; every token of a text that stays is computed."""
+
+    options_class = DeeBertOptions
+    traits = Traits(
+        title="DeeBERT",
+        optimization="supervised off-ramps",
+        decision_input="off-ramp logits",
+        dropped="exits",
+        strategy="searched",
+        decides="sequence",
+        pads="computed",
+        unsupported={
+            "regression": "the entropy of a single output is always 0, so the exit rule is undefined (paper, section 3.2)",
+            "span_qa": "an exit yields one prediction for the text, not one for each token",
+        },
+    )
+
+    def build(self) -> None:
+        backbone, threshold = self.backbone, self.options.threshold
+        count = backbone.num_layers - (not self.options.last_ramp)
+        if isinstance(threshold, tuple) and len(threshold) != count:
+            raise ValueError(f"threshold has {len(threshold)} values for {count} off-ramps")
+        dropout = getattr(backbone.config, "hidden_dropout_prob", getattr(backbone.config, "dropout", 0.1))
+        self.off_ramps = nn.ModuleList(
+            OffRamp(backbone.first_dense(), backbone.num_labels, dropout) for _ in range(count)
+        )
+
+    def after_layer(self, state: TokenState) -> Decision | None:
+        """Leave with the off-ramp's logits where their entropy is below the threshold, strictly."""
+        if state.layer >= len(self.off_ramps):
+            return None
+        ramp = self.off_ramps[state.layer]
+        logits = ramp(state.first_tokens())
+        overhead = torch.full((len(logits),), ramp.macs, device=logits.device)
+        if self.training:
+            state.notes["ramp_logits"].append(logits)
+            return Decision(overhead_macs=overhead)
+        return Decision(exit=entropy(logits) < self._threshold(state.layer), logits=logits, overhead_macs=overhead)
+
+    def losses(self, state: TokenState, logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
+        """The sum of the off-ramps' cross-entropies (equation 3); the model's own head only trains outside that stage."""
+        assert inputs.labels is not None
+        trained = state.notes["ramp_logits"][: self.backbone.num_layers - 1]
+        ramps = torch.stack([self.task_loss(z, inputs.labels).mean() for z in trained]).sum()
+        if self.stage == RAMP_STAGE:
+            return {"off_ramps": ramps}
+        return super().losses(state, logits, inputs) | {"off_ramps": ramps}
+
+    def _threshold(self, layer: int) -> float:
+        threshold = self.options.threshold
+        return threshold[layer] if isinstance(threshold, tuple) else threshold
+
+    @classmethod
+    def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:
+        """The paper chooses the threshold per task on held-out data; the embedded recipe takes one for all."""
+        return {"threshold": 0.35} if recipe == "embedded" else {}
+
+    def stages(self, task: Any, recipe: str = "paper") -> list[Stage]:
+        """Fine-tune the backbone; freeze it and train the off-ramps (section 3.1)."""
+        if recipe == "embedded":
+            ramps = Stage(name=RAMP_STAGE, epochs=1, groups=_ramps(1e-3), max_grad_norm=1.0)
+            return [fine_tuning_stage(recipe), ramps]
+        roberta = self.backbone.config.model_type == "roberta"
+        shared = {"epochs": 10 if roberta else 3, "batch_size": 8, "max_grad_norm": 1.0}
+        return [
+            Stage(name="fine_tune", start="pretrained", groups=(ParameterGroup(learning_rate=2e-5),), **shared),
+            Stage(name=RAMP_STAGE, groups=_ramps(2e-5), **shared),
+        ]
+
+
+def _ramps(learning_rate: float) -> tuple[ParameterGroup, ...]:
+    return (ParameterGroup(patterns=("off_ramps.*",), learning_rate=learning_rate),)

@@ -1,0 +1,58 @@
+"""Ragged batches: sequences of different lengths laid end to end, with no padding between them.
+
+`cu_seqlens` (batch + 1,) int64 starts at 0; sequence b owns rows cu_seqlens[b] : cu_seqlens[b + 1] of a packed tensor
+(total_tokens, ...).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def cumulative(lengths: Tensor) -> Tensor:
+    """`cu_seqlens` (batch + 1,) of `lengths` (batch,)."""
+    return F.pad(lengths.cumsum(0), (1, 0))
+
+
+def sequence_index(lengths: Tensor) -> Tensor:
+    """Which sequence each packed row belongs to: (2, 3) -> (0, 0, 1, 1, 1)."""
+    return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+
+
+def unpad(padded: Tensor, mask: Tensor) -> Tensor:
+    """Rows of `padded` (batch, seq_len, ...) where `mask` (batch, seq_len) is True -> (total_tokens, ...)."""
+    return padded.flatten(0, 1).index_select(0, mask.flatten().nonzero().squeeze(1))
+
+
+def pad(packed: Tensor, mask: Tensor, value: float = 0.0) -> Tensor:
+    """The inverse of `unpad`: rows go where `mask` (batch, seq_len) is True, `value` elsewhere."""
+    padded = packed.new_full((mask.numel(), *packed.shape[1:]), value)
+    padded = padded.index_copy(0, mask.flatten().nonzero().squeeze(1), packed)
+    return padded.unflatten(0, tuple(mask.shape))
+
+
+def segment_sum(values: Tensor, index: Tensor, count: int) -> Tensor:
+    """Sum packed `values` (total_tokens, ...) per sequence -> (count, ...); `index` from `sequence_index`."""
+    return values.new_zeros(count, *values.shape[1:]).index_add(0, index, values)
+
+
+def segment_rank(values: Tensor, lengths: Tensor) -> Tensor:
+    """Rank of each packed value inside its own sequence: 0 = largest, ties to the earlier row; (total_tokens,) long."""
+    mask = torch.arange(int(lengths.max()), device=values.device) < lengths.unsqueeze(1)
+    return unpad(masked_rank(pad(values, mask), mask), mask)
+
+
+def masked_rank(values: Tensor, mask: Tensor) -> Tensor:
+    """Rank of each value among the True positions of its row: 0 = largest, ties to the earlier one.
+
+    Args:
+        values: (batch, seq_len) float.
+        mask: (batch, seq_len) bool; positions outside rank behind all others.
+    Returns:
+        (batch, seq_len) long.
+    """
+    order = values.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(values.shape[1], device=values.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)

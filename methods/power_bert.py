@@ -1,0 +1,213 @@
+"""PoWER-BERT: every layer keeps its most attended tokens; how many is learned once per task, which ones per input.
+
+Paper: Goyal et al., "PoWER-BERT: Accelerating BERT Inference via Progressive Word-vector Elimination", ICML 2020,
+https://proceedings.mlr.press/v119/goyal20a.html
+Departures by default: padding casts no votes (`count_pad_queries=True` lets it, as the public code does); a text shorter than
+a layer's count keeps all its tokens, so no padding to a fixed length is needed; counts are rounded up as in the paper
+(`rounding="floor"` as in the public code).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import Options, TokenReducer, Traits, fine_tuning_stage
+from methods.recipes import ParameterGroup, Stage
+from methods.registry import register
+from methods.state import Decision, Inputs, StateOptions, TokenState
+from methods.trace import Trace
+
+SEARCH = "configuration_search"
+WARMUP = 0.1
+ADAM_EPSILON = 1e-7
+
+# Per task (public README): learning rate of BERT, of the retention parameters, search weight [lambda], batch size.
+HYPERPARAMETERS = {
+    "cola": (2e-5, 1.5e-3, 7e-3, 32),
+    "rte": (3e-5, 3e-3, 1e-3, 16),
+    "qqp": (3e-5, 1e-4, 3e-4, 64),
+    "mrpc": (6e-5, 3e-3, 3e-3, 64),
+    "sst2": (3e-5, 5e-4, 2e-4, 64),
+    "mnli": (3e-5, 2e-4, 1e-4, 64),
+    "qnli": (3e-5, 2e-4, 1.5e-4, 16),
+    "stsb": (3e-5, 3e-3, 1e-3, 64),
+    "imdb": (3e-5, 2e-4, 7e-4, 32),
+}
+DEFAULT_HYPERPARAMETERS = (3e-5, 3e-3, 1e-3, 32)  # tasks that the README does not list: within its stated ranges
+EMBEDDED_RATES = (5e-5, 1.5e-2)  # few updates need a fast search, see `reachability`
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerBertOptions(Options):
+    """Options; the paper's symbol in brackets.
+
+    Attributes:
+        retention_configuration: tokens kept at each layer, non-increasing [l_1 .. l_L]; None keeps all (before the search).
+        search_weight: pressure on the retention parameters in the search [lambda].
+        max_length: padded length that the counts refer to [N]; length of the retention vectors.
+        rounding: of learned mass to counts, "ceil" (paper) or "floor" (public code).
+        exclude_diagonal: attention to oneself does not count; False is the plain column sum.
+        count_pad_queries: padding is computed and its rows vote, as in the public code; results then depend on padding.
+        protect_cls_soft: exempt [CLS] from scaling in the search; the public code does not.
+        attention_dropout: in training; the public code has none.
+    """
+
+    retention_configuration: tuple[int, ...] | None = None
+    search_weight: float = 1e-3
+    max_length: int = 128
+    rounding: str = "ceil"
+    exclude_diagonal: bool = True
+    count_pad_queries: bool = False
+    protect_cls_soft: bool = False
+    attention_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        counts = self.retention_configuration
+        if counts is not None and (not counts or min(counts) < 1 or any(a < b for a, b in zip(counts, counts[1:], strict=False))):
+            raise ValueError(f"retention_configuration must be non-increasing counts of at least 1, got {counts}")
+        if self.rounding not in ("ceil", "floor"):
+            raise ValueError(f"rounding must be 'ceil' or 'floor', got '{self.rounding}'")
+        if self.search_weight < 0:
+            raise ValueError(f"search_weight must be >= 0, got {self.search_weight}")
+
+
+def retention_counts(retention: Tensor, rounding: str) -> tuple[int, ...]:
+    """Counts per layer from retention parameters (layers, max_length): rounded mass, at least 1, never rising (section 3.4)."""
+    counts: list[int] = []
+    for mass in retention.detach().double().sum(dim=1).tolist():
+        # A mass that is whole up to float error must not be rounded up or down by that error.
+        count = math.ceil(mass - 1e-4) if rounding == "ceil" else math.floor(mass + 1e-4)
+        counts.append(min([max(1, count), *counts[-1:]]))
+    return tuple(counts)
+
+
+def reachability(learning_rate: float, updates: int) -> float:
+    """Furthest that Adam can move a retention parameter in `updates` updates of the search [S]; below 1, counts cannot
+    fall under max_length * (1 - S) however large the weight."""
+    rising = learning_rate * WARMUP * updates / 2
+    falling = learning_rate * (1 - WARMUP) * (1 - WARMUP) * updates / 2
+    return rising + falling
+
+
+@register("power_bert")
+class PowerBert(TokenReducer):
+    """Extracts between attention and feed-forward of every layer; survivors keep their order, [CLS] always stays."""
+
+    options_class = PowerBertOptions
+    traits = Traits(
+        title="PoWER-BERT",
+        optimization="soft-masking",
+        decision_input="attention",
+        dropped="discarded",
+        strategy="searched",
+        unsupported={"span_qa": "removed tokens are discarded, only [CLS] reaches the head (paper, section 3)"},
+    )
+
+    def build(self) -> None:
+        self.retention: nn.Parameter | None = None  # (layers, max_length), only during the search
+        counts = self.options.retention_configuration
+        if counts is not None and len(counts) != self.backbone.num_layers:
+            raise ValueError(f"retention_configuration has {len(counts)} counts for {self.backbone.num_layers} layers")
+
+    def needs_scores(self, layer: int) -> bool:
+        return self.retention is not None or self.options.retention_configuration is not None
+
+    def after_attention(self, state: TokenState) -> Decision | None:
+        """Rank tokens by the attention they receive from the others; scale (search) or keep the best (afterwards)."""
+        if state.scores is None:
+            return None
+        scores = state.scores.received
+        if self.options.exclude_diagonal:
+            scores = scores - state.scores.diagonal
+        scores = scores.detach()
+        if self.retention is not None:
+            ranks = state.rank(scores).clamp(max=self.retention.shape[1] - 1)
+            scale = self.retention[state.layer][ranks]
+            return Decision(scale=scale.masked_fill(state.first, 1.0) if self.options.protect_cls_soft else scale)
+        count = self.options.retention_configuration[state.layer]
+        return Decision(keep=state.rank(scores.masked_fill(state.first, torch.inf)) < count)
+
+    def losses(self, state: TokenState, logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
+        """In the search, the task loss plus lambda * sum over layers j = 1 .. L of j * mass_j (section 3.3)."""
+        losses = super().losses(state, logits, inputs)
+        if self.retention is not None:
+            losses["retention"] = self.options.search_weight * self.weighted_mass(self.retention)
+        return losses
+
+    @staticmethod
+    def weighted_mass(retention: Tensor) -> Tensor:
+        """Sum over layers j (1-based) of j times the mass of the layer; scalar."""
+        depth = torch.arange(1, len(retention) + 1, device=retention.device, dtype=retention.dtype)
+        return (depth * retention.sum(dim=1)).sum()
+
+    def state_options(self) -> StateOptions:
+        return StateOptions(
+            training=self.training,
+            run_padding=self.options.count_pad_queries,
+            attention_dropout=self.options.attention_dropout,
+        )
+
+    def executed_tokens(self, trace: Trace, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """With padded inputs the counts are absolute: attention of layer j runs on l_(j-1), feed-forward on l_j (section 5)."""
+        counts = self.options.retention_configuration or (int(length.max()),) * self.backbone.num_layers
+        ffn = torch.minimum(torch.tensor(counts, device=length.device), length.unsqueeze(1))
+        attention = torch.cat((length.unsqueeze(1), ffn[:, :-1]), dim=1)
+        return attention, attention**2, ffn
+
+    def begin_stage(self, stage: Stage, updates: int) -> None:
+        super().begin_stage(stage, updates)
+        if stage.name != SEARCH:
+            return
+        shape = (self.backbone.num_layers, self.options.max_length)
+        self.retention = nn.Parameter(torch.ones(shape, device=self.device))
+        bound = reachability(stage.groups[0].learning_rate, updates)
+        if bound < 1:
+            warnings.warn(
+                f"PoWER-BERT search: {updates} updates can lower a retention parameter by {bound:.2f} at most, so no layer "
+                f"keeps fewer than {(1 - bound):.0%} of {self.options.max_length} tokens; raise its learning rate or epochs",
+                stacklevel=2,
+            )
+
+    def after_update(self) -> None:
+        if self.retention is not None:
+            with torch.no_grad():
+                self.retention.clamp_(0.0, 1.0)
+
+    def end_stage(self, stage: Stage) -> None:
+        super().end_stage(stage)
+        if self.retention is not None:
+            self.set_options(retention_configuration=retention_counts(self.retention, self.options.rounding))
+            self.retention = None
+
+    @classmethod
+    def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:
+        """Lambda (public README) and padded length of the task."""
+        weight = HYPERPARAMETERS.get(task.name, DEFAULT_HYPERPARAMETERS)[2]
+        return {"search_weight": 3e-4 if recipe == "embedded" else weight, "max_length": task.sequence_length}
+
+    def stages(self, task: Any, recipe: str = "paper") -> list[Stage]:
+        """Fine-tune; search the configuration with soft extraction; re-train with real extraction (section 3.5)."""
+        rate, soft_rate, _, batch_size = HYPERPARAMETERS.get(task.name, DEFAULT_HYPERPARAMETERS)
+        shared = {"warmup": WARMUP, "decay": "linear_unshifted", "adam_epsilon": ADAM_EPSILON, "batch_size": batch_size}
+        if recipe == "embedded":
+            rate, soft_rate = EMBEDDED_RATES
+            fine_tune = fine_tuning_stage(recipe)
+            shared |= {"batch_size": fine_tune.batch_size, "epochs": 1}
+        else:
+            fine_tune = Stage(name="fine_tune", start="pretrained", groups=_group(rate), select="best", **shared)
+        soft = (ParameterGroup(patterns=("retention",), learning_rate=soft_rate, clipped=False), *_group(rate))
+        return [
+            fine_tune,
+            Stage(name=SEARCH, groups=soft, **shared),
+            Stage(name="retrain", groups=_group(rate), select="last" if recipe == "embedded" else "best", **shared),
+        ]
+
+
+def _group(learning_rate: float) -> tuple[ParameterGroup, ...]:
+    return (ParameterGroup(learning_rate=learning_rate),)

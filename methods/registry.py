@@ -1,0 +1,49 @@
+"""Names to methods: `@register` on the class, `lookup` with "did you mean"."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from methods.base import TokenReducer
+
+_METHODS: dict[str, type[TokenReducer]] = {}
+Reducer = TypeVar("Reducer", bound="TokenReducer")
+
+
+def register(name: str) -> Callable[[type[Reducer]], type[Reducer]]:
+    """Class decorator that makes a `TokenReducer` available as `name` (snake_case, the module's own name)."""
+
+    def add(cls: type[Reducer]) -> type[Reducer]:
+        if name in _METHODS and _METHODS[name].__qualname__ != cls.__qualname__:
+            raise ValueError(f"method '{name}' is registered already, by {_METHODS[name].__qualname__}")
+        cls.method_name = name
+        _METHODS[name] = cls
+        return cls
+
+    return add
+
+
+def unregister(name: str) -> None:
+    """Take `name` out again (tests that register a method on the fly)."""
+    _METHODS.pop(name, None)
+
+
+def available() -> tuple[str, ...]:
+    """Registered names, "dense" first, the others in alphabetical order."""
+    return tuple(sorted(_METHODS, key=lambda name: (name != "dense", name)))
+
+
+def lookup(name: str) -> type[TokenReducer]:
+    """The class registered as `name`.
+
+    Raises:
+        KeyError: unknown name; the message suggests the nearest one and lists all.
+    """
+    if name in _METHODS:
+        return _METHODS[name]
+    near = difflib.get_close_matches(name, _METHODS, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ";"
+    raise KeyError(f"no method '{name}'{hint} available: {', '.join(available())}")

@@ -1,0 +1,189 @@
+"""What a method sees inside the encoder, and what it may answer.
+
+Both run modes offer the same operations on a different layout, so a method is written once:
+
+- masked: `(batch, seq_len)` leading dimensions, nothing removed, gradients reach the decisions;
+- packed: `(total_tokens,)` leading dimension, removed tokens are gone.
+
+Below, `*tokens` stands for these leading dimensions and `sequences` for the sequences present: the whole batch in masked
+mode, those that have not exited in packed mode.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from methods.attention import AttentionScores
+from methods.backbone import Backbone
+from methods.trace import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """A hook's answer; every field is optional and None changes nothing.
+
+    Attributes:
+        keep: (*tokens) bool, live tokens that go on; the others never come back. [CLS] stays whatever is said here.
+        leap: (*tokens) bool, tokens that skip this layer only and are live again at the next one. Only before a layer.
+        gate: (*tokens) float, 1 for kept (not leaping) tokens and 0 for others, carrying the gradient of the choice.
+            Gates of `keep` multiply up over layers; a gate of `leap` holds for its layer. Masked mode only.
+        scale: (*tokens) float, multiplies the hidden states here (soft extraction in training).
+        summary: (sequences, hidden_size), one extra token that can be attended to in this layer; never a query.
+        summary_bias: added to the attention logits of the summary token.
+        segments: (*tokens) long, attention of this layer stays within equal values. Only before a layer.
+        exit: (sequences,) bool, sequences that stop after this layer with `logits` (sequences, num_labels).
+        overhead_macs: (sequences,) long, what reaching this decision cost.
+    """
+
+    keep: Tensor | None = None
+    leap: Tensor | None = None
+    gate: Tensor | None = None
+    scale: Tensor | None = None
+    summary: Tensor | None = None
+    summary_bias: float = 0.0
+    segments: Tensor | None = None
+    exit: Tensor | None = None
+    logits: Tensor | None = None
+    overhead_macs: Tensor | None = None
+
+
+@dataclass(kw_only=True)
+class Inputs:
+    """A checked batch, as the encoder takes it.
+
+    Attributes:
+        input_ids, attention_mask (bool), position_ids: (batch, seq_len); token_type_ids: the same or None.
+        labels: (batch,) or None; for span heads (batch, 2) start and end positions.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    token_type_ids: Tensor | None = None
+    labels: Tensor | None = None
+
+
+@dataclass(kw_only=True)
+class Extras:
+    """What a decision asks for in the current layer alone."""
+
+    summary: Tensor | None = None
+    summary_bias: float = 0.0
+    segments: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateOptions:
+    """How a state treats its batch; a reducer's choice, the same in both modes.
+
+    Attributes:
+        training: the reducer is in train().
+        forwards: dropped tokens keep their last state for the output (token-level heads).
+        run_padding: pads are computed as queries like any token (a published variant), never as keys.
+        normalisation: of masked attention, see `methods.attention.NORMALISATIONS`.
+        attention_dropout: replaces the backbone's own probability in training; None leaves it.
+    """
+
+    training: bool = False
+    forwards: bool = False
+    run_padding: bool = False
+    normalisation: str = "renormalised"
+    attention_dropout: float | None = None
+
+
+class TokenState(ABC):
+    """The tokens of a batch on their way through the encoder.
+
+    Attributes:
+        layer: index of the current layer, 0-based.
+        hidden: (*tokens, hidden_size), the state at the present hook.
+        live: (*tokens) bool, still computed (packed: all True).
+        real: (*tokens) bool, not padding.
+        first: (*tokens) bool, the [CLS] token of each sequence.
+        positions: (*tokens) long, index in the input row.
+        input_ids: (*tokens) long.
+        lengths: (sequences,) long, real tokens of the input.
+        sequences: (sequences,) long, index of each sequence present in the batch.
+        gate: (*tokens) float, product of all `keep` gates so far, or None.
+        scores: attention received in the latest attention, or None where no method asked for it.
+        notes: a method's own record of this forward pass (off-ramp logits, gates), for its losses.
+        trace: what was computed so far.
+    """
+
+    mode: str
+    layer: int = -1
+    hidden: Tensor
+    live: Tensor
+    real: Tensor
+    first: Tensor
+    positions: Tensor
+    input_ids: Tensor
+    lengths: Tensor
+    sequences: Tensor
+    gate: Tensor | None = None
+    scores: AttentionScores | None = None
+
+    def __init__(self, trace: Trace, options: StateOptions) -> None:
+        self.trace = trace
+        self.training = options.training
+        self._options = options
+        self.notes: dict[str, list[Any]] = defaultdict(list)
+        self.extras = Extras()
+
+    # What hooks may ask -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def counts(self) -> Tensor:
+        """Live tokens of each sequence; (sequences,) long."""
+
+    @abstractmethod
+    def rank(self, values: Tensor) -> Tensor:
+        """Rank of each live token's value (*tokens) within its sequence: 0 = largest, ties to the earlier; (*tokens) long."""
+
+    @abstractmethod
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the live tokens of each sequence; (*tokens, ...) -> (sequences, ...)."""
+
+    @abstractmethod
+    def expand(self, values: Tensor) -> Tensor:
+        """One value per sequence to one per token; (sequences, ...) -> (*tokens, ...) or a shape that broadcasts to it."""
+
+    @abstractmethod
+    def first_tokens(self) -> Tensor:
+        """Hidden state of [CLS]; (sequences, hidden_size)."""
+
+    def _dropout(self, backbone: Backbone, layer: nn.Module) -> float:
+        own, replaced = backbone.attention_dropout(layer), self._options.attention_dropout
+        return own if replaced is None or not self.training else replaced
+
+    # What the encoder does ----------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def finished(self) -> bool:
+        """Every sequence has exited."""
+
+    @abstractmethod
+    def begin_layer(self, index: int) -> None:
+        """Enter layer `index`; what the last layer alone was told is forgotten."""
+
+    @abstractmethod
+    def apply(self, decision: Decision) -> None:
+        """Carry out a hook's answer."""
+
+    @abstractmethod
+    def attend(self, backbone: Backbone, layer: nn.Module, *, scores: bool) -> None:
+        """Run the attention block on `hidden`; `scores`: also note the attention received."""
+
+    @abstractmethod
+    def feed_forward(self, backbone: Backbone, layer: nn.Module) -> None:
+        """Run the feed-forward block on `hidden` and finish the layer."""
+
+    @abstractmethod
+    def outputs(self, backbone: Backbone) -> Tensor:
+        """Head logits in input order: (batch, num_labels), or (batch, seq_len, 2) for spans, lowest value on pads."""

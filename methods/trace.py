@@ -1,0 +1,68 @@
+"""What one forward pass computed, token by token: the only source of every cost figure."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Trace:
+    """Tokens per layer and exits of one batch; filled by the encoder, read by costs, losses and figures.
+
+    Attributes (B sequences, L layers, N padded length; all on the batch's device):
+        input_lengths: (B,) long, real tokens of each sequence.
+        attention_tokens: (B, L) long, tokens that entered the attention of each layer; 0 after an exit.
+        attention_pairs: (B, L) long, query-key products computed per head; tokens squared unless keys differ.
+        ffn_tokens: (B, L) long, tokens that entered the feed-forward of each layer.
+        exit_layers: (B,) long, last layer run; L - 1 where no exit was taken.
+        exited: (B,) bool, whether the sequence left through an off-ramp instead of the model's own head.
+        overhead_macs: (B,) long, MACs of predictors, routers and off-ramps executed.
+        attention_mask: (B, N) bool, the input's real tokens.
+        padded_length: N of the input, pads included.
+    """
+
+    def __init__(self, attention_mask: Tensor, num_layers: int) -> None:
+        batch, self.padded_length = attention_mask.shape
+        device = attention_mask.device
+        self.num_layers = num_layers
+        self.input_lengths = attention_mask.sum(dim=1)
+        self.attention_tokens = torch.zeros(batch, num_layers, dtype=torch.long, device=device)
+        self.attention_pairs = torch.zeros_like(self.attention_tokens)
+        self.ffn_tokens = torch.zeros_like(self.attention_tokens)
+        self.exit_layers = torch.full((batch,), num_layers - 1, dtype=torch.long, device=device)
+        self.exited = torch.zeros(batch, dtype=torch.bool, device=device)
+        self.overhead_macs = torch.zeros(batch, dtype=torch.long, device=device)
+        self.attention_mask = attention_mask
+        self._computed: list[Tensor] = []  # per layer: flat positions b * N + i (packed) or a (B, N) mask (masked)
+
+    def record_attention(self, layer: int, sequences: Tensor, tokens: Tensor, pairs: Tensor) -> None:
+        """Note that `sequences` (S,) ran the attention of `layer` with `tokens` (S,) queries and `pairs` (S,)."""
+        self.attention_tokens[sequences, layer] = tokens
+        self.attention_pairs[sequences, layer] = pairs
+
+    def record_ffn(self, layer: int, sequences: Tensor, tokens: Tensor, computed: Tensor) -> None:
+        """Note the feed-forward of `layer`; `computed`: flat positions (T,) long, or a (B, N) bool mask."""
+        self.ffn_tokens[sequences, layer] = tokens
+        self._computed.append(computed)
+
+    def record_exit(self, layer: int, sequences: Tensor) -> None:
+        """Note that `sequences` (S,) long left after `layer`."""
+        self.exit_layers[sequences] = layer
+        self.exited[sequences] = True
+
+    @property
+    def keep_masks(self) -> Tensor:
+        """(B, L, N) bool: which input positions each layer computed, after its last decision."""
+        batch, device = len(self.input_lengths), self.input_lengths.device
+        masks = torch.zeros(batch, self.num_layers, self.padded_length, dtype=torch.bool, device=device)
+        for layer, computed in enumerate(self._computed):
+            if computed.dim() == 2:
+                masks[:, layer] = computed
+            else:
+                masks[computed // self.padded_length, layer, computed % self.padded_length] = True
+        return masks
+
+    def keep_ratios(self) -> Tensor:
+        """(B, L) float: share of a sequence's real tokens that each layer computed; pads never count."""
+        kept = (self.keep_masks & self.attention_mask.unsqueeze(1)).sum(dim=-1)
+        return kept / self.input_lengths.unsqueeze(1)

@@ -1,0 +1,87 @@
+"""Tiny models and batches: built from a configuration, no download, no GPU."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from torch import Tensor
+
+import methods
+from tests.cases import CASES
+
+VOCABULARY = 60
+LENGTHS = (9, 4, 1, 7, 12)
+FAMILIES = ("bert", "roberta", "distilbert", "albert", "electra")
+HEADS = ("classification", "regression", "span_qa")
+SUFFIX = {"classification": "SequenceClassification", "regression": "SequenceClassification", "span_qa": "QuestionAnswering"}
+PREFIX = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert", "albert": "Albert", "electra": "Electra"}
+
+
+def tiny_config(family: str, head: str = "classification", **changes: object) -> transformers.PreTrainedConfig:
+    """Three layers, 32 wide, 4 heads; weights large enough for attention to differ from token to token."""
+    sizes: dict[str, object] = {
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 40,
+        "initializer_range": 0.3,
+        "num_labels": 1 if head == "regression" else 2 if head == "span_qa" else 3,
+    }
+    if family == "distilbert":
+        sizes |= {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48}
+    else:
+        sizes |= {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+    if family in ("albert", "electra"):
+        sizes |= {"embedding_size": 16}
+    return transformers.AutoConfig.for_model(family, **(sizes | changes))
+
+
+def tiny_model(family: str, head: str = "classification", seed: int = 0, **changes: object) -> torch.nn.Module:
+    """A stock model in eval mode, float64 so that comparisons are tight."""
+    torch.manual_seed(seed)
+    config = tiny_config(family, head, **changes)
+    return getattr(transformers, f"{PREFIX[family]}For{SUFFIX[head]}")(config).double().eval()
+
+
+def tiny_reducer(name: str, family: str = "bert", head: str = "classification", *, neutral: bool = False) -> methods.TokenReducer:
+    """The method on a tiny model, with its case's reducing or neutral options."""
+    case = CASES[name]
+    model = tiny_model(family, head)
+    torch.manual_seed(1)
+    reducer = methods.create(name, model, **(case.neutral if neutral else case.options)).double().eval()
+    if not neutral:
+        case.undecided(reducer)
+    return reducer
+
+
+def make_batch(lengths: tuple[int, ...] = LENGTHS, *, padded_to: int | None = None, pad_id: int = 0) -> dict[str, Tensor]:
+    """input_ids and attention_mask (batch, seq_len); sequence i always holds the same tokens, whatever the padding."""
+    width = padded_to or max(lengths)
+    ids = torch.full((len(lengths), width), pad_id)
+    for row, length in enumerate(lengths):
+        generator = torch.Generator().manual_seed(100 + length)
+        ids[row, :length] = torch.randint(5, VOCABULARY, (length,), generator=generator)
+    mask = (torch.arange(width) < torch.tensor(lengths).unsqueeze(1)).long()
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def batch_for(reducer: methods.TokenReducer, lengths: tuple[int, ...] = LENGTHS, *, padded_to: int | None = None) -> dict[str, Tensor]:
+    """`make_batch` with the model's own padding token."""
+    return make_batch(lengths, padded_to=padded_to, pad_id=reducer.backbone.config.pad_token_id or 0)
+
+
+def labels_for(reducer: methods.TokenReducer, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Labels that fit the reducer's head."""
+    rows = len(batch["input_ids"])
+    if reducer.backbone.head == "span_qa":
+        start = torch.zeros(rows, dtype=torch.long)
+        return {"start_positions": start, "end_positions": batch["attention_mask"].sum(dim=1) - 1}
+    if reducer.backbone.head == "regression":
+        return {"labels": torch.linspace(-1, 1, rows, dtype=torch.float64)}
+    return {"labels": torch.arange(rows) % 3}
+
+
+def logits_of(output: methods.ReducerOutput, mask: Tensor | None = None) -> Tensor:
+    """The logits, spans as (batch, seq_len, 2) with 0 where `mask` has padding."""
+    if output.logits is not None:
+        return output.logits
+    assert output.start_logits is not None and output.end_logits is not None and mask is not None
+    return torch.stack((output.start_logits, output.end_logits), dim=-1) * mask.unsqueeze(-1)
