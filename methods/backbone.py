@@ -202,6 +202,12 @@ class Backbone:
         project = self.spec.project_embeddings(self.encoder)
         return 0 if project is None else project.in_features * project.out_features
 
+    def dense_macs(self, lengths: Tensor) -> Tensor:
+        """MACs of the stock model on inputs of `lengths` (batch,) tokens, all of them computed; (batch,) long."""
+        d, n = self.hidden_size, lengths
+        layer = 4 * d * d * n + 2 * n * n * d + 2 * n * d * self.intermediate_size
+        return self.num_layers * layer + self.embedding_macs() * n + self.head_macs(n)
+
     def head_macs(self, tokens: Tensor) -> Tensor:
         """MACs of the head for sequences of `tokens` (batch,) long; a classifier reads one token whatever the length."""
         if self.head == "span_qa":

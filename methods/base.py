@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from methods.backbone import HEADS, Backbone, build_model, head_of
 from methods.encoder import MODES, encode
-from methods.recipes import ParameterGroup, Stage
+from methods.recipes import FINE_TUNE, ParameterGroup, Stage
 from methods.registry import lookup
 from methods.state import Decision, Inputs, StateOptions, TokenState
 from methods.trace import Trace
@@ -193,7 +193,17 @@ class TokenReducer(transformers.PreTrainedModel):
     # Recipe -------------------------------------------------------------------------------------------------------------
 
     def stages(self, task: Any, recipe: str = "paper") -> list[Stage]:
-        """The published training recipe for `task` (an object with `name` and `skim_weight`), or the short embedded one."""
+        """The training recipe for `task` on this reducer's backbone; see `recipe_stages`."""
+        return self.recipe_stages(task, recipe, self.backbone.config.model_type)
+
+    @classmethod
+    def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:
+        """The published recipe ("paper") or the short one ("short") as ordered stages.
+
+        Args:
+            task: an object with `name`, `skim_weight` and `sequence_length`.
+            family: the backbone's model type, where a paper trains families differently.
+        """
         return [fine_tuning_stage(recipe)]
 
     @classmethod
@@ -373,12 +383,12 @@ class TokenReducer(transformers.PreTrainedModel):
         return layers + trace.overhead_macs + backbone.embedding_macs() * entered + head
 
 
-def fine_tuning_stage(recipe: str, name: str = "fine_tune", start: str = "pretrained") -> Stage:
+def fine_tuning_stage(recipe: str) -> Stage:
     """Ordinary fine-tuning of every parameter: the common first stage, and all there is to the dense model."""
-    if recipe == "embedded":
+    if recipe == "short":
         group = ParameterGroup(learning_rate=5e-5)
-        return Stage(name=name, start=start, epochs=2, groups=(group,), batch_size=32, warmup=0.1, max_grad_norm=1.0)
-    return Stage(name=name, start=start, epochs=3, groups=(ParameterGroup(learning_rate=2e-5),), batch_size=32)
+        return Stage(name=FINE_TUNE, start="pretrained", epochs=3, groups=(group,), warmup=0.1, max_grad_norm=1.0)
+    return Stage(name=FINE_TUNE, start="pretrained", epochs=3, groups=(ParameterGroup(learning_rate=2e-5),))
 
 
 def _build_options(options_class: type[Options], method: str, values: Mapping[str, Any]) -> Options:

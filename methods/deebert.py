@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import Options, TokenReducer, Traits, fine_tuning_stage
-from methods.recipes import ParameterGroup, Stage
+from methods.recipes import FINE_TUNE, ParameterGroup, Stage
 from methods.registry import register
 from methods.state import Decision, Inputs, TokenState
 
@@ -124,18 +124,18 @@ class DeeBert(TokenReducer):
 
     @classmethod
     def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:
-        """The paper chooses the threshold per task on held-out data; the embedded recipe takes one for all."""
-        return {"threshold": 0.35} if recipe == "embedded" else {}
+        """The paper chooses the threshold per task on held-out data; the short recipe takes one for all."""
+        return {"threshold": 0.35} if recipe == "short" else {}
 
-    def stages(self, task: Any, recipe: str = "paper") -> list[Stage]:
+    @classmethod
+    def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:
         """Fine-tune the backbone; freeze it and train the off-ramps (section 3.1)."""
-        if recipe == "embedded":
+        if recipe == "short":
             ramps = Stage(name=RAMP_STAGE, epochs=1, groups=_ramps(1e-3), max_grad_norm=1.0)
             return [fine_tuning_stage(recipe), ramps]
-        roberta = self.backbone.config.model_type == "roberta"
-        shared = {"epochs": 10 if roberta else 3, "batch_size": 8, "max_grad_norm": 1.0}
+        shared = {"epochs": 10 if family == "roberta" else 3, "batch_size": 8, "max_grad_norm": 1.0}
         return [
-            Stage(name="fine_tune", start="pretrained", groups=(ParameterGroup(learning_rate=2e-5),), **shared),
+            Stage(name=FINE_TUNE, start="pretrained", groups=(ParameterGroup(learning_rate=2e-5),), **shared),
             Stage(name=RAMP_STAGE, groups=_ramps(2e-5), **shared),
         ]
 

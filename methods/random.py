@@ -77,8 +77,9 @@ class Random(TokenReducer):
         tokens = mix(state.input_ids * 31 + state.positions + self.options.draw * 1_000_003)
         return state.sum(tokens) & MASK
 
-    def stages(self, task: Any, recipe: str = "paper") -> list[Stage]:
+    @classmethod
+    def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:
         """Fine-tune the dense model further while tokens are dropped, so that the baseline is a trained one."""
-        if recipe == "embedded":
+        if recipe == "short":
             return [Stage(name="drop", start="dense", epochs=1, groups=(ParameterGroup(learning_rate=5e-5),), warmup=0.1)]
         return [Stage(name="drop", start="dense", epochs=3, groups=(ParameterGroup(learning_rate=2e-5),), batch_size=32)]

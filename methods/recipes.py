@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-RECIPES = ("paper", "embedded")
+RECIPES = ("paper", "short")
+FINE_TUNE = "fine_tune"  # a stage of this name trains the dense model, so that methods share its result
 # Learning rate after the warm-up: down to 0 from the full rate, down to 0 from rate * (1 - warmup), or constant.
 DECAYS = ("linear", "linear_unshifted", "constant")
 

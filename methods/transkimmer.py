@@ -128,14 +128,15 @@ class Transkimmer(TokenReducer):
 
     @classmethod
     def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:
-        """Lambda per task (Table 2); the embedded recipe needs a softer start, see its stage."""
-        if recipe == "embedded":
+        """Lambda per task (Table 2); the short recipe needs a softer start, see its stage."""
+        if recipe == "short":
             return {"skim_weight": 0.3, "temperature": 0.1, "skim_warmup": 0.3}
         return {"skim_weight": task.skim_weight}
 
-    def stages(self, task: Any, recipe: str = "paper") -> list[Stage]:
+    @classmethod
+    def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:
         """One stage: backbone and predictors together, from the pre-trained weights (public training scripts)."""
-        if recipe == "embedded":
+        if recipe == "short":
             groups = (
                 ParameterGroup(patterns=("predictors.*",), learning_rate=1e-3),
                 ParameterGroup(learning_rate=5e-5),

@@ -1,0 +1,195 @@
+"""What all commands share: flags, profiles, how they fail and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.errors import UserError
+from benchmarks.runs import RESULTS, RunStore
+
+if TYPE_CHECKING:
+    from benchmarks.experiments import Setting
+    from benchmarks.models import ModelRef
+    from benchmarks.tasks import Task
+
+PROFILES = ("embedded", "local", "paper")
+PADDINGS = ("none", "batch", "sequence")
+PAPER_SEEDS, ONE_SEED = (42, 43, 44), (42,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A command's checked arguments."""
+
+    profile: str
+    setting: Setting
+    models: tuple[ModelRef, ...]
+    tasks: tuple[Task, ...]
+    methods: tuple[str, ...]
+    paddings: tuple[str, ...]
+    seeds: tuple[int, ...]
+    results: Path
+    force: bool
+    dry_run: bool
+    quiet: bool
+
+    def store(self) -> RunStore:
+        """The command's run store; made once, as it knows which records are its own."""
+        return RunStore.open(self.results, force=self.force)
+
+
+def parser(prog: str, description: str, example: str) -> argparse.ArgumentParser:
+    """A parser with the shared flags."""
+    result = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = result.add_argument
+    add("--profile", choices=PROFILES, help="what to run on; default: paper with a GPU and the hub, else embedded")
+    add("--model", metavar="NAME_OR_PATH", help="pre-trained encoder (local profile; default there: the embedded one)")
+    add("--data-dir", metavar="DIR", type=Path, help="folder with <task>/<split>.parquet|tsv|csv|jsonl (local profile)")
+    add("--tasks", nargs="+", metavar="TASK", help="default: all of the profile")
+    add("--methods", nargs="+", metavar="METHOD", help="default: all; dense is always run")
+    add("--padding", nargs="+", metavar="SETTING", default=list(PADDINGS), help="none, batch, sequence; default: all")
+    add("--seeds", nargs="+", type=int, metavar="N", help="default: 42, in the paper profile 42 43 44")
+    add("--recipe", choices=("paper", "short"), help="training recipe; default: short, in the paper profile paper")
+    add("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 runs matrix products in it")
+    add("--max-train-samples", type=int, metavar="N", help="train on a random subset of N rows per task")
+    add("--max-eval-samples", type=int, metavar="N", help="score on a random subset of N rows per task")
+    add("--results", type=Path, metavar="DIR", default=RESULTS, help="where records and tables go; default: results")
+    add("--force", action="store_true", help="compute again what is there already")
+    add("--dry-run", action="store_true", help="list the runs and what they cost, and stop")
+    add("--quiet", action="store_true", help="no progress, only the result")
+    add("--debug", action="store_true", help="show where an error came from")
+    return result
+
+
+def open_session(arguments: argparse.Namespace, tasks_of_profile: dict[str, tuple[str, ...]]) -> Session:
+    """Check the shared flags.
+
+    Args:
+        tasks_of_profile: default task names per profile.
+    Raises:
+        UserError: a value that cannot be used; it says which and what can.
+    """
+    if arguments.profile != "paper" and (arguments.profile or arguments.model or arguments.data_dir):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any library asks: no run below needs the network
+    import methods
+    from benchmarks.data import DataSource
+    from benchmarks.experiments import Setting
+    from benchmarks.tasks import get_task
+    from benchmarks.train import Compute
+
+    profile = arguments.profile or _default_profile(arguments)
+    for flag in ("max_train_samples", "max_eval_samples"):
+        value = getattr(arguments, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
+    for padding in arguments.padding:
+        if padding not in PADDINGS:
+            raise UserError(f"--padding takes {', '.join(PADDINGS)}, got '{padding}'")
+    names = arguments.tasks or tasks_of_profile[profile]
+    wanted = arguments.methods or methods.available()
+    for name in wanted:
+        try:
+            methods.lookup(name)
+        except KeyError as error:
+            raise UserError(str(error.args[0])) from error
+    return Session(
+        profile=profile,
+        setting=Setting(
+            recipe=arguments.recipe or ("paper" if profile == "paper" else "short"),
+            source=_source(profile, arguments.data_dir),
+            compute=Compute(device=_device(arguments.device), dtype=arguments.dtype),
+            max_train_samples=arguments.max_train_samples,
+            max_eval_samples=arguments.max_eval_samples,
+        ),
+        models=_models(profile, arguments.model),
+        tasks=tuple(get_task(name, arguments.data_dir) for name in dict.fromkeys(names)),
+        methods=tuple(dict.fromkeys(("dense", *wanted))),
+        paddings=tuple(padding for padding in PADDINGS if padding in arguments.padding),
+        seeds=tuple(arguments.seeds or (PAPER_SEEDS if profile == "paper" else ONE_SEED)),
+        results=arguments.results,
+        force=arguments.force,
+        dry_run=arguments.dry_run,
+        quiet=arguments.quiet,
+    )
+
+
+def _default_profile(arguments: argparse.Namespace) -> str:
+    if arguments.model or arguments.data_dir:
+        return "local"
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        return "embedded"
+    from benchmarks.hub import hub_is_reachable
+
+    return "paper" if hub_is_reachable() else "embedded"
+
+
+def _source(profile: str, data_dir: Path | None) -> DataSource:  # noqa: F821
+    from benchmarks.data import DataSource
+
+    if profile == "local":
+        if data_dir is None:
+            raise UserError("the local profile needs --data-dir, a folder with <task>/<split>.parquet|tsv|csv|jsonl")
+        if not data_dir.is_dir():
+            raise UserError(f"--data-dir {data_dir} is not a folder")
+        return DataSource("data_dir", data_dir)
+    if data_dir is not None:
+        raise UserError(f"the {profile} profile has its own data; use --profile local with --data-dir")
+    return DataSource("embedded" if profile == "embedded" else "hub")
+
+
+def _models(profile: str, name: str | None) -> tuple[ModelRef, ...]:
+    from benchmarks.embedded import embedded_model_path
+    from benchmarks.models import PAPER_MODELS, find_model, folder_model, hub_model
+
+    if name is not None:
+        if profile == "embedded":
+            raise UserError("the embedded profile has its own model; use --profile local with --model")
+        return (find_model(name),)
+    if profile == "paper":
+        return tuple(hub_model(title, source) for title, source in PAPER_MODELS.items())
+    return (folder_model(embedded_model_path(), "MiniLM-L6"),)
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no usable CUDA device; use --device cpu")
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def run_command(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
+    """Call a command's main and turn what went wrong into one sentence and an exit status (1 failed, 2 bad usage)."""
+    debug = "--debug" in (sys.argv if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        return command(argv)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; finished runs are kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {type(error).__name__}: {error}; add --debug to see where", file=sys.stderr)
+        return 1

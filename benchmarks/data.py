@@ -1,0 +1,310 @@
+"""Rows, then tokenised rows, then batches.
+
+`load_rows` gives the checked rows of one split, `tokenize` one feature per row, `batches` the features of each batch in
+an order that a seed decides, `collate` the tensors under one of the three padding settings.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.embedded import skimbench_home
+from benchmarks.errors import UserError
+from benchmarks.row_checks import check_numbers, check_texts, with_class_ids
+from benchmarks.row_files import read_rows, split_files
+from benchmarks.tasks import Task
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+Padding = Literal["none", "batch", "sequence"]
+_CHUNK = 1_000  # rows tokenised at a time, which bounds the memory for offsets
+_POOL = 50  # batches in a pool of length-grouped shuffling
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where rows come from."""
+
+    kind: Literal["data_dir", "hub", "embedded"]
+    path: Path | None = None  # data_dir: the folder; embedded: a home other than skimbench_home(); hub: unused
+
+
+class Feature(TypedDict):
+    """One tokenised example of n tokens."""
+
+    index: int  # position in the rows it was made from
+    input_ids: list[int]  # n token ids, special tokens included
+    token_type_ids: NotRequired[list[int]]  # n, only if the tokenizer gives them
+    label: int | float
+    truncated: bool  # True if tokens were cut off to fit
+    relevant: NotRequired[list[bool]]  # n, True where the token overlaps a span that decides the label
+
+
+def load_rows(
+    task: Task, split: str, source: DataSource, *, max_samples: int | None = None, seed: int = 42
+) -> datasets.Dataset:
+    """The rows of one split, checked, with class ids in the task's order.
+
+    A data folder holds `<task>/<split>.*` or `glue/<task>/<split>.*` (see `row_files`). With `max_samples`, a random
+    subset in random order: where a set is sorted by class, all classes come up. A smaller subset of the same seed is
+    contained in a larger one.
+
+    Raises:
+        UserError: rows cannot be had, or a column, text or label is not usable; it names file, row (from 1) and value.
+    """
+    if max_samples is not None and max_samples < 1:
+        raise UserError(f"the number of samples must be 1 or more, got {max_samples}")
+    rows, origin = _read(task, split, source)
+    missing = [name for name in (*task.text_columns, task.label_column) if name not in rows.column_names]
+    if missing:
+        raise UserError(f"{origin} lacks the column {missing[0]!r}; it has: {', '.join(rows.column_names)}")
+    check_texts(rows, task, origin, official=source.kind == "hub")
+    if task.kind == "classification":
+        rows = with_class_ids(rows, task, origin)
+    elif task.kind == "regression":
+        check_numbers(rows, task, origin)
+    if max_samples is None or max_samples >= len(rows):
+        return rows
+    return rows.select(np.random.default_rng(seed).permutation(len(rows))[:max_samples])
+
+
+def _read(task: Task, split: str, source: DataSource) -> tuple[datasets.Dataset, str]:
+    """Unchecked rows and what to call their origin in a message."""
+    if source.kind == "hub":
+        return _read_hub(task, split)
+    if source.kind == "embedded":
+        root = (source.path or skimbench_home()) / "data"
+        hint = "; `./reproduce.sh setup` prepares the embedded data"
+    else:
+        root = source.path or Path()
+        hint = ""
+    folders = [root / task.name, root / "glue" / task.name]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        raise UserError(f"no rows of {task.name}: neither {folders[0]} nor {folders[1]} is a folder{hint}")
+    files = split_files(folder, split)
+    return read_rows(files), str(files[0] if len(files) == 1 else folder / f"{split}-*{files[0].suffix}")
+
+
+def _read_hub(task: Task, split: str) -> tuple[datasets.Dataset, str]:
+    import datasets
+
+    if task.hub_id is None:
+        raise UserError(f"{task.name} is not on the hub; use --data-dir or the embedded profile")
+    origin = f"{task.hub_id} ({task.hub_config or 'default'}, {split})"
+    try:
+        rows = datasets.load_dataset(task.hub_id, task.hub_config, split=split, revision=task.revision)
+    except (OSError, ValueError) as error:  # no network, no such split, offline mode: all are among these
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{origin} cannot be had from the hub: {reason}; use --data-dir or another profile") from error
+    return rows, origin
+
+
+def split_train(rows: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Split training rows at random into (the rest, a held-out `fraction`) for choosing hyper-parameters.
+
+    Both parts keep the order of the rows and hold at least one.
+
+    Raises:
+        UserError: the fraction is not in (0, 1), or there are fewer than two rows.
+    """
+    if not 0 < fraction < 1:
+        raise UserError(f"the held-out fraction must be between 0 and 1, got {fraction}")
+    if len(rows) < 2:
+        raise UserError(f"cannot hold out {fraction} of {len(rows)} training row(s); two are needed")
+    held_out = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return rows.select(np.sort(order[held_out:])), rows.select(np.sort(order[:held_out]))
+
+
+def tokenize(
+    rows: datasets.Dataset,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    model_length: int | None = None,
+) -> list[Feature]:
+    """Tokenise texts or pairs, the longer text of a pair cut first; unpadded, in the order of the rows.
+
+    Args:
+        max_length: tokens kept of each example, special tokens included.
+        model_length: tokens that the model has positions for; the tokenizer's own limit always holds.
+    Returns:
+        One feature per row; `relevant` only if the task and the rows have spans. How many were cut is logged.
+    Raises:
+        UserError: `max_length` is beyond the model or leaves no room for text; the tokenizer gives no offsets.
+    """
+    if task.kind == "span_qa":
+        raise ValueError(f"{task.name}: contexts are split into windows, which this function does not do")
+    _check_tokenizer(tokenizer, task, max_length, model_length)
+    spans = task.relevant_columns if set(task.relevant_columns) <= set(rows.column_names) else ()
+    features: list[Feature] = []
+    for start in range(0, len(rows), _CHUNK):
+        chunk = rows[start : start + _CHUNK]
+        texts = [chunk[column] for column in task.text_columns]
+        encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length, padding=False)
+        for i, label in enumerate(chunk[task.label_column]):
+            feature = _feature(encoded, i, [chunk[column][i] for column in spans])
+            feature["index"] = start + i
+            feature["label"] = int(label) if task.kind == "classification" else float(label)
+            features.append(feature)
+    cut = sum(feature["truncated"] for feature in features)
+    logger.info("%s: %d of %d texts cut to %d tokens", task.name, cut, len(features), max_length)
+    return features
+
+
+def _feature(encoded: BatchEncoding, i: int, spans: list[Sequence[Sequence[int]]]) -> Feature:
+    """The i-th feature of a tokenised chunk, its row and label still to be set; `spans` is empty or one per text."""
+    encoding = encoded[i]
+    feature = Feature(index=0, input_ids=encoded["input_ids"][i], label=0, truncated=bool(encoding.overflowing))
+    if "token_type_ids" in encoded:
+        feature["token_type_ids"] = encoded["token_type_ids"][i]
+    if spans:
+        feature["relevant"] = _relevant(encoding, spans)
+    return feature
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int, model_length: int | None) -> None:
+    name = tokenizer.name_or_path or type(tokenizer).__name__
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer of {name} gives no character offsets; use a fast one (with a tokenizer.json)")
+    limit = min(tokenizer.model_max_length, model_length or tokenizer.model_max_length)
+    if max_length > limit:
+        raise UserError(f"input length {max_length} is beyond the {limit} tokens that {name} reads; use fewer")
+    special = tokenizer.num_special_tokens_to_add(pair=len(task.text_columns) == 2)
+    if max_length <= special:
+        raise UserError(f"input length {max_length} leaves no room for text beside {special} special tokens")
+
+
+def _relevant(encoding: Any, spans: Sequence[Sequence[Sequence[int]]]) -> list[bool]:
+    """Per token, whether it overlaps one of the [start, end) character spans of its own text; special tokens never."""
+    return [
+        text is not None and any(start < stop and end > first for first, stop in spans[text])
+        for (start, end), text in zip(encoding.offsets, encoding.sequence_ids, strict=True)
+    ]
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills padded positions.
+
+    Raises:
+        UserError: the tokenizer has none.
+    """
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} has no pad token; set one, e.g. "
+            "tokenizer.pad_token = tokenizer.eos_token, and save the tokenizer beside the model"
+        )
+    return int(tokenizer.pad_token_id)
+
+
+def collate(
+    features: Sequence[Feature],
+    pad_id: int,
+    *,
+    padding: Padding = "batch",
+    length: int | None = None,
+    with_relevant: bool = False,
+) -> dict[str, Tensor]:
+    """Tensors of one batch of B features, padded on the right to N tokens.
+
+    Args:
+        pad_id: fills padded `input_ids`.
+        padding: "none" (no pads, so all features must have one length), "batch" (N is the longest feature) or
+            "sequence" (N is `length`).
+        with_relevant: also give `relevant`; left out by default, as no model takes it.
+    Returns:
+        input_ids (B, N) long; attention_mask (B, N) bool, True = real token; token_type_ids (B, N) long if the features
+        have them; labels (B,) long, or float32 for a regression; relevant (B, N) bool.
+    Raises:
+        UserError: lengths differ under "none"; `length` is missing or too small under "sequence"; unknown padding.
+    """
+    lengths = [len(feature["input_ids"]) for feature in features]
+    width = _width(lengths, padding, length)
+
+    def padded(rows: Sequence[Sequence[int]], fill: int, dtype: torch.dtype) -> Tensor:
+        return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=dtype)
+
+    labels = [feature["label"] for feature in features]
+    batch = {
+        "input_ids": padded([feature["input_ids"] for feature in features], pad_id, torch.long),
+        "attention_mask": torch.arange(width) < torch.tensor(lengths)[:, None],
+        "labels": torch.tensor(labels, dtype=torch.float32 if isinstance(labels[0], float) else torch.long),
+    }
+    if "token_type_ids" in features[0]:
+        batch["token_type_ids"] = padded([feature["token_type_ids"] for feature in features], 0, torch.long)
+    if with_relevant:
+        batch["relevant"] = padded([feature["relevant"] for feature in features], False, torch.bool)
+    return batch
+
+
+def _width(lengths: Sequence[int], padding: str, length: int | None) -> int:
+    """Padded length of a batch whose features have `lengths`."""
+    if not lengths:
+        raise ValueError("a batch needs at least one feature")
+    longest = max(lengths)
+    if padding == "batch":
+        return longest
+    if padding == "none":
+        if min(lengths) < longest:
+            raise UserError(f"padding 'none' needs equal lengths, got {min(lengths)} to {longest}; use batches of one")
+        return longest
+    if padding == "sequence":
+        if length is None or length < longest:
+            raise UserError(f"padding 'sequence' needs a length that holds the longest text of {longest}, got {length}")
+        return length
+    raise UserError(f"unknown padding {padding!r}; choose none, batch or sequence")
+
+
+def batch_indices(
+    lengths: Sequence[int], batch_size: int, *, shuffle_seed: int | None = None, epoch: int = 0, by_length: bool = False
+) -> list[list[int]]:
+    """Which examples form each batch; the last batch may be smaller.
+
+    The order depends on (`shuffle_seed`, `epoch`) only. `by_length` puts examples of similar length together: all of
+    them, shortest first, or, shuffled, within random pools of 50 batches, the batches then in random order.
+
+    Raises:
+        UserError: the batch size is below 1.
+    """
+    if batch_size < 1:
+        raise UserError(f"the batch size must be 1 or more, got {batch_size}")
+    order = list(range(len(lengths)))
+    rng = None if shuffle_seed is None else np.random.default_rng((shuffle_seed, epoch))
+    if rng is not None:
+        order = rng.permutation(len(order)).tolist()
+    if by_length:
+        pool = len(order) if rng is None else _POOL * batch_size
+        by: Callable[[int], int] = lengths.__getitem__
+        order = [i for start in range(0, len(order), pool) for i in sorted(order[start : start + pool], key=by)]
+    chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if by_length and rng is not None:
+        chunks = [chunks[i] for i in rng.permutation(len(chunks))]
+    return chunks
+
+
+def batches(
+    features: Sequence[Feature],
+    batch_size: int,
+    *,
+    shuffle_seed: int | None = None,
+    epoch: int = 0,
+    by_length: bool = False,
+) -> Iterator[list[Feature]]:
+    """The features of one epoch, batch by batch, in the order of `batch_indices`; `index` tells each one's row."""
+    lengths = [len(feature["input_ids"]) for feature in features]
+    for chunk in batch_indices(lengths, batch_size, shuffle_seed=shuffle_seed, epoch=epoch, by_length=by_length):
+        yield [features[i] for i in chunk]

@@ -1,0 +1,92 @@
+"""Cost from traces. The convention, everywhere in this project:
+
+1 MAC is one multiply-accumulate of a matrix product and FLOPs = 2 x MACs. Counted are the projections, attention scores and
+contexts, feed-forward, embedding projection, predictors, routers, off-ramps and the head; softmax, norms, activations, sorting
+and gathering are not, for any model. A method is charged for what it executes, the dense baseline for all positions of the
+setting: "none" (each text at its own length), "batch" (the longest of its batch) or "sequence" (the task's input length).
+Because padded settings let a method win by throwing pads away, each one carries what unpadding alone gives.
+Speed-ups are ratios of sums over texts; the mean of the texts' own ratios stands beside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods import PADDINGS, TokenReducer, Trace
+
+
+def padded_lengths(trace: Trace, padding: str, sequence_length: int) -> Tensor:
+    """Positions per text that a dense model computes under `padding`; (batch,) long."""
+    lengths = trace.input_lengths
+    if padding == "none":
+        return lengths
+    return torch.full_like(lengths, int(lengths.max()) if padding == "batch" else sequence_length)
+
+
+@dataclass
+class CostTotals:
+    """Sums over the texts of an evaluation, grown batch by batch; `summary` is what a record holds."""
+
+    sequence_length: int
+    texts: int = 0
+    tokens: int = 0
+    dense: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PADDINGS, 0))
+    method: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PADDINGS, 0))
+    ratios: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PADDINGS, 0.0))
+    attention_tokens: Tensor | int = 0  # (layers,)
+    ffn_tokens: Tensor | int = 0
+    exits: Tensor | int = 0
+
+    def add(self, reducer: TokenReducer, trace: Trace) -> None:
+        """Account for one batch."""
+        self.texts += len(trace.input_lengths)
+        self.tokens += int(trace.input_lengths.sum())
+        for padding in PADDINGS:
+            length = padded_lengths(trace, padding, self.sequence_length)
+            dense = reducer.backbone.dense_macs(length)
+            method = reducer.macs(trace, padding, length)
+            self.dense[padding] += int(dense.sum())
+            self.method[padding] += int(method.sum())
+            self.ratios[padding] += float((dense / method).sum())
+        self.attention_tokens = self.attention_tokens + trace.attention_tokens.sum(dim=0).cpu()
+        self.ffn_tokens = self.ffn_tokens + trace.ffn_tokens.sum(dim=0).cpu()
+        self.exits = self.exits + torch.bincount(trace.exit_layers, minlength=trace.num_layers).cpu()
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data: MACs and speed-ups per padding, share of tokens computed per layer, texts that left per layer."""
+        assert isinstance(self.attention_tokens, Tensor) and isinstance(self.ffn_tokens, Tensor)
+        assert isinstance(self.exits, Tensor)
+        unpadded = self.dense["none"]
+        padding = {
+            name: {
+                "dense_gmacs_mean": self.dense[name] / self.texts / 1e9,
+                "method_gmacs_mean": self.method[name] / self.texts / 1e9,
+                "speedup": self.dense[name] / self.method[name],
+                "speedup_mean_of_ratios": self.ratios[name] / self.texts,
+                "speedup_of_unpadding_alone": self.dense[name] / unpadded,
+            }
+            for name in PADDINGS
+        }
+        attention, ffn = (tokens / self.tokens for tokens in (self.attention_tokens, self.ffn_tokens))
+        return {
+            "texts": self.texts,
+            "tokens_mean": self.tokens / self.texts,
+            "padding": padding,
+            "keep_ratio": float(ffn.mean()),
+            "attention_share": [round(share, 6) for share in attention.tolist()],
+            "ffn_share": [round(share, 6) for share in ffn.tolist()],
+            "exits": self.exits.tolist(),
+        }
+
+
+def equal_cost_schedule(summary: dict[str, Any]) -> list[float]:
+    """Share of tokens per layer at which dropping before each layer costs what a method's own summary says.
+
+    Per token, attention projections cost a third of a layer and the feed-forward two thirds (4 d^2 and 8 d^2 MACs).
+    """
+    shares = zip(summary["attention_share"], summary["ffn_share"], strict=True)
+    return [max(1e-3, round((attention + 2 * ffn) / 3, 3)) for attention, ffn in shares]

@@ -1,0 +1,23 @@
+"""Whether the model hub, or its local cache, can serve the paper profile."""
+
+from __future__ import annotations
+
+import urllib.request
+
+from benchmarks.models import PAPER_MODELS
+
+TIMEOUT_S = 5
+
+
+def hub_is_reachable() -> bool:
+    """Whether the first model of the paper profile is in the cache, or the hub answers within a few seconds."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    name = next(iter(PAPER_MODELS.values()))
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return True
+    try:
+        with urllib.request.urlopen(f"{constants.ENDPOINT}/api/models/{name}", timeout=TIMEOUT_S):
+            return True
+    except OSError:
+        return False

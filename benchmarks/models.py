@@ -1,0 +1,142 @@
+"""Stock models and tokenizers: where they come from and what they are called in records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.errors import UserError
+from benchmarks.tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Hub revisions are pinned by the paper profile; a folder is identified by the bytes of its weights.
+PAPER_MODELS = {
+    "BERT-base": "google-bert/bert-base-uncased",
+    "RoBERTa-base": "FacebookAI/roberta-base",
+    "DistilBERT": "distilbert/distilbert-base-uncased",
+    "ALBERT": "albert/albert-base-v2",
+}
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A pre-trained encoder.
+
+    Attributes:
+        title: as tables print it. source: hub name or folder. identity: hub name, or "sha256:..." of a folder's weights.
+        family: model type ("bert"), from its configuration or, for hub names, from the name.
+    """
+
+    title: str
+    source: str
+    identity: str
+    family: str
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the model lies on disk rather than on the hub."""
+        return self.identity.startswith("sha256:")
+
+
+def hub_model(title: str, name: str) -> ModelRef:
+    """A model of the hub, looked at only when it is loaded."""
+    families = ("distilbert", "albert", "roberta", "electra", "bert")
+    family = next((family for family in families if family in name.lower()), "bert")
+    return ModelRef(title, name, name, family)
+
+
+def folder_model(path: Path, title: str | None = None) -> ModelRef:
+    """A model in a folder as `save_pretrained` writes it.
+
+    Raises:
+        UserError: no folder, no configuration or no safetensors weights in it.
+    """
+    config, weights = path / "config.json", path / "model.safetensors"
+    for needed in (path, config, weights):
+        if not needed.exists():
+            raise UserError(f"no model at {path}: {needed} is missing; give a folder with config.json and model.safetensors")
+    try:
+        family = json.loads(config.read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{config} is not a model configuration: {error}") from error
+    return ModelRef(title or path.resolve().name, str(path), f"sha256:{_sha256(weights)[:16]}", family)
+
+
+def find_model(name: str) -> ModelRef:
+    """The model that `--model` names: a folder if one is there (or the name looks like a path), else a hub name."""
+    path = Path(name).expanduser()
+    if path.is_dir() or name.startswith((".", "/", "~")):
+        return folder_model(path)
+    return hub_model(name.rsplit("/", 1)[-1], name)
+
+
+def load_model(ref: ModelRef, task: Task) -> PreTrainedModel:
+    """The encoder with a fresh head for `task`; seed torch first, the head is drawn from its generator.
+
+    Raises:
+        UserError: the model cannot be had, or is of an unsupported family.
+    """
+    import transformers
+
+    from methods.backbone import SPECS
+
+    heads = {"span_qa": transformers.AutoModelForQuestionAnswering}
+    loader = heads.get(task.kind, transformers.AutoModelForSequenceClassification)
+    settings = {"num_labels": task.num_labels}
+    if task.kind == "regression":
+        settings["problem_type"] = "regression"
+    with _quiet_transformers():
+        try:
+            config = transformers.AutoConfig.from_pretrained(ref.source)
+            if config.model_type not in SPECS:
+                raise UserError(
+                    f"{ref.source} is a '{config.model_type}' model; supported families: {', '.join(SPECS)}"
+                )
+            return loader.from_pretrained(ref.source, use_safetensors=True, **settings)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"cannot load the model {ref.source}: {reason}") from error
+
+
+def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer.
+
+    Raises:
+        UserError: there is none.
+    """
+    import transformers
+
+    with _quiet_transformers():
+        try:
+            return transformers.AutoTokenizer.from_pretrained(ref.source)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"cannot load the tokenizer of {ref.source}: {reason}") from error
+
+
+class _quiet_transformers:
+    """No loading bars and no report that the task head is new: it always is."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging as hf_logging
+
+        self._level = hf_logging.get_verbosity()
+        hf_logging.set_verbosity_error()
+        hf_logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging as hf_logging
+
+        hf_logging.set_verbosity(self._level)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+

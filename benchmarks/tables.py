@@ -1,0 +1,238 @@
+"""Tables from records: Table 3 (and its kind) as data, for the terminal, as Markdown, CSV and LaTeX.
+
+One row per model, method and padding; one column per task; a cell is "score speed-up". A second table sets measured beside
+reported. Scores are in percent, as the papers print them; speed-ups are dense MACs over method MACs, as `benchmarks.flops` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+import methods
+from benchmarks.models import ModelRef
+from benchmarks.reported import Reported, lookup
+from benchmarks.runs import Record
+from benchmarks.tasks import Task
+
+DASH = "–"
+PADDING_TITLES = {"none": "No", "batch": "Batch", "sequence": "Sequence", "baseline": DASH}
+PAPER_PADDING = {"none": "no", "batch": "batch", "sequence": "sequence", "baseline": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A finished run and where it stands in a table.
+
+    Attributes:
+        of: the method whose measured schedule a random run follows; empty otherwise.
+    """
+
+    model: ModelRef
+    task: Task
+    method: str
+    record: Record
+    of: str = ""
+
+    @property
+    def title(self) -> str:
+        """Name of the row."""
+        title = methods.lookup(self.method).traits.title
+        return f"{title}, schedule of {methods.lookup(self.of).traits.title}" if self.of else title
+
+
+def long_table(entries: Iterable[Entry], paddings: Sequence[str], *, table: str) -> pd.DataFrame:
+    """One row per model, method, padding, task and evaluation split, seeds averaged.
+
+    Args:
+        table: number of the paper's table that the reported values come from ("3").
+    """
+    rows = [row for entry in entries for row in _rows(entry, paddings)]
+    if not rows:
+        return pd.DataFrame()
+    keys = ["model", "method", "of", "title", "padding", "task", "split", "metric"]
+    frame = pd.DataFrame(rows)
+    grouped = frame.groupby(keys, sort=False, dropna=False)
+    result = grouped.agg(
+        measured=("score", "mean"),
+        spread=("score", "std"),
+        seeds=("score", "size"),
+        speedup=("speedup", "mean"),
+        speedup_mean_of_ratios=("speedup_mean_of_ratios", "mean"),
+        unpadding_alone=("unpadding_alone", "mean"),
+        keep_ratio=("keep_ratio", "mean"),
+        records=("record", lambda hashes: " ".join(dict.fromkeys(hashes))),
+    ).reset_index()
+    reported = [_reported(row, table) for row in result.to_dict("records")]
+    result["reported"] = [cell.value if cell else None for cell in reported]
+    result["reported_speedup"] = [cell.speedup if cell else None for cell in reported]
+    result["difference"] = result["measured"] - pd.to_numeric(result["reported"])
+    result["speedup_difference"] = result["speedup"] - pd.to_numeric(result["reported_speedup"])
+    result["reported_convention"] = [cell.convention if cell else "" for cell in reported]
+    result["reported_flag"] = [cell.flag if cell else "" for cell in reported]
+    return result
+
+
+def _rows(entry: Entry, paddings: Sequence[str]) -> list[dict[str, Any]]:
+    metrics = entry.record["metrics"]
+    rows = []
+    for split, result in metrics["splits"].items():
+        common = {
+            "model": entry.model.title,
+            "method": entry.method,
+            "of": entry.of,
+            "task": entry.task.title if len(metrics["splits"]) == 1 else f"{entry.task.title} {split.split('_')[-1]}",
+            "split": f"{entry.task.name}/{split}",
+            "metric": metrics["metric"],
+            "score": 100 * result["scores"][metrics["metric"]],
+            "keep_ratio": result["cost"]["keep_ratio"],
+            "record": entry.record["config_hash"],
+        }
+        costs = result["cost"]["padding"]
+        if entry.method == "dense":
+            rows.append(common | _speed("Dense", "baseline", None))
+            padded = [padding for padding in paddings if padding != "none"]
+            rows += [
+                common | _speed("Dense, unpadded", padding, costs[padding], "speedup_of_unpadding_alone")
+                for padding in padded
+            ]
+        else:
+            rows += [common | _speed(entry.title, padding, costs[padding]) for padding in paddings]
+    return rows
+
+
+def _speed(title: str, padding: str, cost: dict[str, float] | None, key: str = "speedup") -> dict[str, Any]:
+    if cost is None:
+        one = {"speedup": 1.0, "speedup_mean_of_ratios": 1.0, "unpadding_alone": 1.0}
+        return {"title": title, "padding": padding, **one}
+    return {
+        "title": title,
+        "padding": padding,
+        "speedup": cost[key],
+        "speedup_mean_of_ratios": cost["speedup_mean_of_ratios"] if key == "speedup" else None,
+        "unpadding_alone": cost["speedup_of_unpadding_alone"],
+    }
+
+
+def _reported(row: dict[str, Any], table: str) -> Reported | None:
+    if row["of"] or row["title"] == "Dense, unpadded":
+        return None
+    task = str(row["split"]).split("/")[0]
+    backbone = str(row["model"]).lower()
+    backbone = {"distilbert": "distilbert-base", "albert": "albert-base"}.get(backbone, backbone)
+    known = backbone if backbone in ("bert-base", "roberta-base", "distilbert-base", "albert-base") else "bert-base"
+    return lookup(table, known, str(row["method"]), PAPER_PADDING[str(row["padding"])], task)
+
+
+def cell_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """The compact table: rows (Model, Method, Padding), a column per task, cells "score speed-up"."""
+    shown = frame.assign(
+        cell=[_cell(row) for row in frame.to_dict("records")],
+        Model=frame["model"],
+        Method=frame["title"],
+        Padding=frame["padding"].map(PADDING_TITLES),
+    )
+    order = shown.drop_duplicates(["Model", "Method", "Padding"])[["Model", "Method", "Padding"]]
+    tasks = list(dict.fromkeys(shown["task"]))
+    wide = shown.pivot_table(
+        index=["Model", "Method", "Padding"], columns="task", values="cell", aggfunc="first", sort=False
+    )
+    return wide.reindex(index=pd.MultiIndex.from_frame(order), columns=tasks).fillna(DASH).reset_index()
+
+
+def _cell(row: dict[str, Any]) -> str:
+    spread = f"±{row['spread']:.1f}" if row["seeds"] > 1 and pd.notna(row["spread"]) else ""
+    return f"{row['measured']:.1f}{spread} {row['speedup']:.2f}x"
+
+
+def comparison_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Measured / reported / difference, where the paper has a number."""
+    if frame.empty:
+        return frame
+    known = frame[frame["reported"].notna()]
+    return pd.DataFrame(
+        {
+            "Model": known["model"],
+            "Method": known["title"],
+            "Padding": known["padding"].map(PADDING_TITLES),
+            "Task": known["task"],
+            "Measured": known["measured"].round(1),
+            "Reported": known["reported"],
+            "Difference": known["difference"].round(1),
+            "Speed-up": known["speedup"].round(2),
+            "Reported speed-up": known["reported_speedup"],
+            "Speed-up difference": known["speedup_difference"].round(2),
+            "Reported as": known["reported_convention"],
+            "Flag": known["reported_flag"],
+        }
+    )
+
+
+def retention_table(entries: Iterable[Entry]) -> pd.DataFrame:
+    """Per layer, the share of the tokens that decide the label still computed beside the share of all tokens, in percent."""
+    rows = []
+    for entry in entries:
+        for result in entry.record["metrics"]["splits"].values():
+            if result["retention"] is None or entry.method == "dense":
+                continue
+            pairs = zip(result["retention"], result["cost"]["ffn_share"], strict=True)
+            layers = {f"Layer {i + 1}": f"{100 * kept:.0f} / {100 * share:.0f}" for i, (kept, share) in enumerate(pairs)}
+            rows.append({"Task": entry.task.title, "Method": entry.title, **layers})
+    return pd.DataFrame(rows).drop_duplicates(["Task", "Method"]) if rows else pd.DataFrame()
+
+
+def against_random(frame: pd.DataFrame) -> list[str]:
+    """One sentence per method and task: is it better than random dropping at the same cost?"""
+    lines = []
+    for row in frame[(frame["of"] != "") & (frame["padding"] == "none")].to_dict("records"):
+        same = (frame["method"] == row["of"]) & (frame["split"] == row["split"]) & (frame["model"] == row["model"])
+        method = frame[same & (frame["of"] == "") & (frame["padding"] == "none")]
+        if method.empty:
+            continue
+        found = method.iloc[0]
+        verdict = "beats" if found["measured"] > row["measured"] else "does NOT beat"
+        lines.append(
+            f"{row['task']}: {found['title']} ({found['measured']:.1f} at {found['speedup']:.2f}x) {verdict} random dropping "
+            f"({row['measured']:.1f} at {row['speedup']:.2f}x)"
+        )
+    return lines
+
+
+def print_table(frame: pd.DataFrame, title: str, console: Console) -> None:
+    """A table on the terminal; nothing for an empty one."""
+    if frame.empty:
+        return
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in frame.columns:
+        table.add_column(str(column), no_wrap=column != "Method")
+    for row in frame.itertuples(index=False):
+        table.add_row(*("" if pd.isna(value) else str(value) for value in row))
+    console.print(table)
+
+
+def write_tables(
+    folder: Path, name: str, frame: pd.DataFrame, entries: Sequence[Entry], *, heading: str, command: str
+) -> list[Path]:
+    """Write `name`.csv (everything), `name`.md and `name`.tex (what people read) into `folder`; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cells, comparison, retention = cell_table(frame), comparison_table(frame), retention_table(entries)
+    parts = [f"# {heading}", f"Command: `{command}`", cells.to_markdown(index=False)]
+    if not comparison.empty:
+        parts += ["## Measured and reported", comparison.to_markdown(index=False)]
+    if not retention.empty:
+        note = "Share of the tokens that decide the label still computed / share of all tokens, in percent, per layer."
+        parts += ["## Retention", note, retention.to_markdown(index=False)]
+    random = against_random(frame)
+    if random:
+        parts += ["## Against random dropping at the same cost", "\n".join(f"- {line}" for line in random)]
+    paths = [folder / f"{name}{suffix}" for suffix in (".csv", ".md", ".tex")]
+    frame.to_csv(paths[0], index=False, float_format="%.6g")
+    paths[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    paths[2].write_text(cells.style.hide(axis="index").to_latex(hrules=True), encoding="utf-8")
+    return paths
