@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,15 @@ from benchmarks.errors import UserError
 from benchmarks.runs import RESULTS, RunStore
 
 if TYPE_CHECKING:
+    from benchmarks.data import DataSource
     from benchmarks.experiments import Setting
     from benchmarks.models import ModelRef
     from benchmarks.tasks import Task
 
 PROFILES = ("embedded", "local", "paper")
 PADDINGS = ("none", "batch", "sequence")
+# Apart from the published records in results/, so that a first run computes and does not just read ours.
+OWN_RESULTS = RESULTS / "local"
 PAPER_SEEDS, ONE_SEED = (42, 43, 44), (42,)
 
 
@@ -66,7 +69,8 @@ def parser(prog: str, description: str, example: str) -> argparse.ArgumentParser
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 runs matrix products in it")
     add("--max-train-samples", type=int, metavar="N", help="train on a random subset of N rows per task")
     add("--max-eval-samples", type=int, metavar="N", help="score on a random subset of N rows per task")
-    add("--results", type=Path, metavar="DIR", default=RESULTS, help="where records and tables go; default: results")
+    add("--max-length", type=int, metavar="N", help="cut texts, and pad `sequence`, to N tokens; default: the task's length")
+    add("--results", type=Path, metavar="DIR", default=OWN_RESULTS, help="where records and tables go; default: results/local")
     add("--force", action="store_true", help="compute again what is there already")
     add("--dry-run", action="store_true", help="list the runs and what they cost, and stop")
     add("--quiet", action="store_true", help="no progress, only the result")
@@ -87,11 +91,10 @@ def open_session(arguments: argparse.Namespace, tasks_of_profile: dict[str, tupl
     import methods
     from benchmarks.data import DataSource
     from benchmarks.experiments import Setting
-    from benchmarks.tasks import get_task
     from benchmarks.train import Compute
 
     profile = arguments.profile or _default_profile(arguments)
-    for flag in ("max_train_samples", "max_eval_samples"):
+    for flag in ("max_train_samples", "max_eval_samples", "max_length"):
         value = getattr(arguments, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
@@ -115,7 +118,7 @@ def open_session(arguments: argparse.Namespace, tasks_of_profile: dict[str, tupl
             max_eval_samples=arguments.max_eval_samples,
         ),
         models=_models(profile, arguments.model),
-        tasks=tuple(get_task(name, arguments.data_dir) for name in dict.fromkeys(names)),
+        tasks=tuple(_task(name, arguments) for name in dict.fromkeys(names)),
         methods=tuple(dict.fromkeys(("dense", *wanted))),
         paddings=tuple(padding for padding in PADDINGS if padding in arguments.padding),
         seeds=tuple(arguments.seeds or (PAPER_SEEDS if profile == "paper" else ONE_SEED)),
@@ -124,6 +127,13 @@ def open_session(arguments: argparse.Namespace, tasks_of_profile: dict[str, tupl
         dry_run=arguments.dry_run,
         quiet=arguments.quiet,
     )
+
+
+def _task(name: str, arguments: argparse.Namespace) -> Task:
+    from benchmarks.tasks import get_task
+
+    task = get_task(name, arguments.data_dir)
+    return replace(task, sequence_length=arguments.max_length) if arguments.max_length else task
 
 
 def _default_profile(arguments: argparse.Namespace) -> str:
@@ -139,7 +149,7 @@ def _default_profile(arguments: argparse.Namespace) -> str:
     return "paper" if hub_is_reachable() else "embedded"
 
 
-def _source(profile: str, data_dir: Path | None) -> DataSource:  # noqa: F821
+def _source(profile: str, data_dir: Path | None) -> DataSource:
     from benchmarks.data import DataSource
 
     if profile == "local":

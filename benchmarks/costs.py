@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.experiments import Experiment
+from benchmarks.progress import duration
 from benchmarks.tasks import Task
 
 # Layers, width and feed-forward width of the paper profile's encoders; the same for all but DistilBERT's depth.
@@ -48,5 +49,5 @@ def estimate(experiment: Experiment) -> float:
 
 def estimate_text(flops: float) -> str:
     """For people: PFLOPs and GPU time under the stated assumption."""
-    hours = flops / (ASSUMED_TFLOPS * 1e12) / 3600
-    return f"about {flops / 1e15:.1f} PFLOPs, {hours:.2f} GPU hours at {ASSUMED_TFLOPS:.0f} TFLOP/s"
+    seconds = flops / (ASSUMED_TFLOPS * 1e12)
+    return f"about {flops / 1e15:.2g} PFLOPs, {duration(seconds)} of a GPU at {ASSUMED_TFLOPS:.0f} TFLOP/s"

@@ -40,6 +40,8 @@ class CostTotals:
     attention_tokens: Tensor | int = 0  # (layers,)
     ffn_tokens: Tensor | int = 0
     exits: Tensor | int = 0
+    overhead: int = 0
+    layer_macs: tuple[int, int] = (0, 0)  # of one token: attention projections, feed-forward
 
     def add(self, reducer: TokenReducer, trace: Trace) -> None:
         """Account for one batch."""
@@ -54,6 +56,9 @@ class CostTotals:
             self.ratios[padding] += float((dense / method).sum())
         self.attention_tokens = self.attention_tokens + trace.attention_tokens.sum(dim=0).cpu()
         self.ffn_tokens = self.ffn_tokens + trace.ffn_tokens.sum(dim=0).cpu()
+        self.overhead += int(trace.overhead_macs.sum())
+        d = reducer.backbone.hidden_size
+        self.layer_macs = (4 * d * d, 2 * d * reducer.backbone.intermediate_size)
         self.exits = self.exits + torch.bincount(trace.exit_layers, minlength=trace.num_layers).cpu()
 
     def summary(self) -> dict[str, Any]:
@@ -79,14 +84,21 @@ class CostTotals:
             "keep_ratio": float(ffn.mean()),
             "attention_share": [round(share, 6) for share in attention.tolist()],
             "ffn_share": [round(share, 6) for share in ffn.tolist()],
+            "cost_share": [round(share, 6) for share in self._cost_share().tolist()],
             "exits": self.exits.tolist(),
         }
 
+    def _cost_share(self) -> Tensor:
+        """Share of tokens per layer that costs what was executed, when tokens are dropped before the layer and nothing decides.
 
-def equal_cost_schedule(summary: dict[str, Any]) -> list[float]:
-    """Share of tokens per layer at which dropping before each layer costs what a method's own summary says.
+        Overhead is spread over the layers in proportion, as far as a layer can take it.
+        """
+        projections, feed_forward = self.layer_macs
+        executed = self.attention_tokens * projections + self.ffn_tokens * feed_forward
+        share = executed / (self.tokens * (projections + feed_forward))
+        return (share * (1 + self.overhead / float(executed.sum()))).clamp(max=1.0)
 
-    Per token, attention projections cost a third of a layer and the feed-forward two thirds (4 d^2 and 8 d^2 MACs).
-    """
-    shares = zip(summary["attention_share"], summary["ffn_share"], strict=True)
-    return [max(1e-3, round((attention + 2 * ffn) / 3, 3)) for attention, ffn in shares]
+
+def equal_cost_schedule(summary: dict[str, Any]) -> tuple[float, ...]:
+    """Schedule at which random dropping costs what a method's own summary says, layer by layer."""
+    return tuple(max(1e-3, round(share, 3)) for share in summary["cost_share"])

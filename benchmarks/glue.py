@@ -62,7 +62,7 @@ def random_twin(experiment: Experiment, record: dict) -> Experiment:
     from benchmarks.flops import equal_cost_schedule
 
     first = record["metrics"]["splits"][experiment.task.eval_splits[0]]
-    options = {"keep_schedule": tuple(equal_cost_schedule(first["cost"]))}
+    options = {"keep_schedule": equal_cost_schedule(first["cost"])}
     return plan(experiment.setting, experiment.model, experiment.task, "random", experiment.seed, options=options)
 
 

@@ -64,6 +64,7 @@ def folder_model(path: Path, title: str | None = None) -> ModelRef:
         family = json.loads(config.read_text(encoding="utf-8"))["model_type"]
     except (ValueError, KeyError) as error:
         raise UserError(f"{config} is not a model configuration: {error}") from error
+    _check_family(path, family)
     return ModelRef(title or path.resolve().name, str(path), f"sha256:{_sha256(weights)[:16]}", family)
 
 
@@ -83,8 +84,6 @@ def load_model(ref: ModelRef, task: Task) -> PreTrainedModel:
     """
     import transformers
 
-    from methods.backbone import SPECS
-
     heads = {"span_qa": transformers.AutoModelForQuestionAnswering}
     loader = heads.get(task.kind, transformers.AutoModelForSequenceClassification)
     settings = {"num_labels": task.num_labels}
@@ -93,10 +92,7 @@ def load_model(ref: ModelRef, task: Task) -> PreTrainedModel:
     with _quiet_transformers():
         try:
             config = transformers.AutoConfig.from_pretrained(ref.source)
-            if config.model_type not in SPECS:
-                raise UserError(
-                    f"{ref.source} is a '{config.model_type}' model; supported families: {', '.join(SPECS)}"
-                )
+            _check_family(ref.source, config.model_type)
             return loader.from_pretrained(ref.source, use_safetensors=True, **settings)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -117,6 +113,13 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"cannot load the tokenizer of {ref.source}: {reason}") from error
+
+
+def _check_family(source: object, family: str) -> None:
+    from methods.backbone import SPECS
+
+    if family not in SPECS:
+        raise UserError(f"{source} is a '{family}' model; supported families: {', '.join(SPECS)}")
 
 
 class _quiet_transformers:

@@ -78,7 +78,10 @@ def train_stage(
         reducer.train()
         done = epoch = 0
         while done < updates:
-            for chunk in batches(features, stage.batch_size, shuffle_seed=seed, epoch=epoch):
+            order = batches(
+                features, stage.batch_size, shuffle_seed=seed, epoch=epoch, by_length=stage.group_by_length
+            )
+            for chunk in order:
                 _set_rates(optimizer, stage, done, updates)
                 reducer.progress = done / updates
                 terms = _update(reducer, optimizer, groups, stage, compute.place(collate(chunk, pad_id)), compute)
@@ -110,7 +113,7 @@ def _update(
     with compute.autocast():
         output = reducer(**batch)
     if not bool(output.loss.isfinite()):
-        values = ", ".join(f"{name} {float(term):g}" for name, term in output.losses.items())
+        values = ", ".join(f"{name} {float(term.detach()):g}" for name, term in output.losses.items())
         raise ArithmeticError(f"the loss is not finite in stage {stage.name} ({values}); lower the learning rate")
     output.loss.backward()
     if stage.max_grad_norm is not None:
@@ -119,7 +122,7 @@ def _update(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     reducer.after_update()
-    return {name: float(term) for name, term in output.losses.items()}
+    return {name: float(term.detach()) for name, term in output.losses.items()}
 
 
 def _optimizer(groups: list[tuple[ParameterGroup, list[nn.Parameter]]], stage: Stage) -> torch.optim.AdamW:

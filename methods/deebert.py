@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Options, TokenReducer, Traits, fine_tuning_stage
+from methods.base import Options, TokenReducer, Traits, fine_tuning_stage, short_stage
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage
 from methods.registry import register
 from methods.state import Decision, Inputs, TokenState
@@ -131,7 +131,7 @@ class DeeBert(TokenReducer):
     def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:
         """Fine-tune the backbone; freeze it and train the off-ramps (section 3.1)."""
         if recipe == "short":
-            ramps = Stage(name=RAMP_STAGE, epochs=1, groups=_ramps(1e-3), max_grad_norm=1.0)
+            ramps = short_stage(RAMP_STAGE, start="previous", epochs=2, added=_ramps(1e-3), frozen=True)
             return [fine_tuning_stage(recipe), ramps]
         shared = {"epochs": 10 if family == "roberta" else 3, "batch_size": 8, "max_grad_norm": 1.0}
         return [

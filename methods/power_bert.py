@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import Options, TokenReducer, Traits, fine_tuning_stage
+from methods.base import Options, TokenReducer, Traits, fine_tuning_stage, short_stage
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
@@ -40,7 +40,7 @@ HYPERPARAMETERS = {
     "imdb": (3e-5, 2e-4, 7e-4, 32),
 }
 DEFAULT_HYPERPARAMETERS = (3e-5, 3e-3, 1e-3, 32)  # tasks that the README does not list: within its stated ranges
-SHORT_RATES = (5e-5, 1.5e-2)  # few updates need a fast search, see `reachability`
+SHORT_SEARCH_RATE = 3e-2  # few updates need a fast search, see `reachability`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,19 +194,20 @@ class PowerBert(TokenReducer):
     @classmethod
     def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:
         """Fine-tune; search the configuration with soft extraction; re-train with real extraction (section 3.5)."""
+        if recipe == "short":
+            retention = ParameterGroup(patterns=("retention",), learning_rate=SHORT_SEARCH_RATE, clipped=False)
+            return [
+                fine_tuning_stage(recipe),
+                short_stage(SEARCH, start="previous", epochs=1, added=(retention,)),
+                short_stage("retrain", start="previous", epochs=1),
+            ]
         rate, soft_rate, _, batch_size = HYPERPARAMETERS.get(task.name, DEFAULT_HYPERPARAMETERS)
         shared = {"warmup": WARMUP, "decay": "linear_unshifted", "adam_epsilon": ADAM_EPSILON, "batch_size": batch_size}
-        if recipe == "short":
-            rate, soft_rate = SHORT_RATES
-            fine_tune = fine_tuning_stage(recipe)
-            shared |= {"batch_size": fine_tune.batch_size, "epochs": 1}
-        else:
-            fine_tune = Stage(name=FINE_TUNE, start="pretrained", groups=_group(rate), select="best", **shared)
         soft = (ParameterGroup(patterns=("retention",), learning_rate=soft_rate, clipped=False), *_group(rate))
         return [
-            fine_tune,
+            Stage(name=FINE_TUNE, start="pretrained", groups=_group(rate), select="best", **shared),
             Stage(name=SEARCH, groups=soft, **shared),
-            Stage(name="retrain", groups=_group(rate), select="last" if recipe == "short" else "best", **shared),
+            Stage(name="retrain", groups=_group(rate), select="best", **shared),
         ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Options, TokenReducer, Traits
+from methods.base import Options, TokenReducer, Traits, short_stage
 from methods.recipes import ParameterGroup, Stage
 from methods.registry import register
 from methods.state import Decision, TokenState
@@ -81,5 +81,5 @@ class Random(TokenReducer):
     def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:
         """Fine-tune the dense model further while tokens are dropped, so that the baseline is a trained one."""
         if recipe == "short":
-            return [Stage(name="drop", start="dense", epochs=1, groups=(ParameterGroup(learning_rate=5e-5),), warmup=0.1)]
+            return [short_stage("drop", start="dense", epochs=1)]
         return [Stage(name="drop", start="dense", epochs=3, groups=(ParameterGroup(learning_rate=2e-5),), batch_size=32)]

@@ -39,6 +39,7 @@ class Stage:
         max_grad_norm: global norm that gradients are clipped to, or None.
         adam_betas, adam_epsilon: of AdamW.
         select: weights kept at the end: "last", or "best" by the task's metric on held-out training rows.
+        group_by_length: batches of texts of similar length, which pads less; the papers draw them at random.
         min_updates: the stage lasts at least this many updates, however few the rows.
     """
 
@@ -53,6 +54,7 @@ class Stage:
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_epsilon: float = 1e-8
     select: str = "last"
+    group_by_length: bool = False
     min_updates: int = 0
 
     def but(self, **changes: object) -> Stage:

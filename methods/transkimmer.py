@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.attention import NORMALISATIONS
-from methods.base import Options, TokenReducer, Traits
+from methods.base import Options, TokenReducer, Traits, short_stage
 from methods.recipes import ParameterGroup, Stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
@@ -137,11 +137,8 @@ class Transkimmer(TokenReducer):
     def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:
         """One stage: backbone and predictors together, from the pre-trained weights (public training scripts)."""
         if recipe == "short":
-            groups = (
-                ParameterGroup(patterns=("predictors.*",), learning_rate=1e-3),
-                ParameterGroup(learning_rate=5e-5),
-            )
-            return [Stage(name="skim", start="dense", epochs=2, groups=groups, warmup=0.1, max_grad_norm=1.0)]
+            predictors = ParameterGroup(patterns=("predictors.*",), learning_rate=1e-3)
+            return [short_stage("skim", start="dense", epochs=2, added=(predictors,))]
         if task.name == "squad_v2":
             return [Stage(name="skim", start="pretrained", epochs=5, groups=_group(3e-5), batch_size=64)]
         if task.name in ("20news", "yelp"):

@@ -1,0 +1,43 @@
+"""A tiny model with a tokenizer and a tiny data folder on disk, for commands run as a user runs them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+import transformers
+
+from tests.tiny import tiny_config
+
+GOOD, BAD, NEUTRAL = ("good", "great", "fine"), ("bad", "poor", "awful"), ("the", "film", "was", "a", "plot", "story", "and", "it")
+WORDS = (*GOOD, *BAD, *NEUTRAL)
+
+
+def write_model(folder: Path) -> Path:
+    """A three-layer BERT with a word-level vocabulary; returns the folder."""
+    folder.mkdir(parents=True)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    tokenizer = transformers.BertTokenizerFast(vocab_file=str(folder / "vocab.txt"), model_max_length=80)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = tiny_config("bert", vocab_size=len(vocabulary), initializer_range=0.1, max_position_embeddings=80)
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def write_sentences(folder: Path, *, rows: int = 96, seed: int = 0) -> Path:
+    """`folder`/mood/{train,validation}.csv: sentences whose one loaded word decides the label; returns `folder`."""
+    for split, count, offset in (("train", rows, 0), ("validation", rows // 2, 1)):
+        rng = random.Random(seed + offset)
+        lines = ["sentence,label"]
+        for i in range(count):
+            label = i % 2
+            words = rng.choices(NEUTRAL, k=rng.randint(2, 9))
+            words.insert(rng.randint(0, len(words)), rng.choice(GOOD if label else BAD))
+            lines.append(f"{' '.join(words)},{label}")
+        path = folder / "mood" / f"{split}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder

@@ -1,0 +1,213 @@
+"""`python -m benchmarks.glue` as a user calls it, on a tiny model and tiny data."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks.cli import run_command
+from benchmarks.environment import PROJECT_ROOT
+from benchmarks.glue import main
+from tests.small_world import write_model, write_sentences
+
+METHODS = ("dense", "transkimmer", "power_bert", "deebert")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Folders of a model, data and results of one finished command, and its arguments."""
+    root = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKIMBENCH_HOME", str(root / "home"))
+        model, data = write_model(root / "model"), write_sentences(root / "data")
+        arguments = ["--profile", "local", "--model", str(model), "--data-dir", str(data), "--tasks", "mood"]
+        arguments += ["--results", str(root / "results"), "--device", "cpu", "--quiet"]
+        assert run_command(main, arguments) == 0
+        yield root, arguments
+
+
+def records(root: Path) -> dict[str, dict]:
+    """Relative path -> record, of all that the command wrote."""
+    paths = sorted((root / "results").rglob("finetune/**/*.json"))
+    return {str(path.relative_to(root)): json.loads(path.read_text()) for path in paths}
+
+
+def tables(root: Path) -> Path:
+    """The folder of the tables, wherever the state of the work tree sent them."""
+    return next((root / "results").rglob("glue-local.csv")).parent
+
+
+def test_every_method_has_a_row_and_random_follows_each(world):
+    frame = pd.read_csv(tables(world[0]) / "glue-local.csv", keep_default_na=False)
+    assert set(METHODS) <= set(frame["method"])
+    assert set(frame.loc[frame["method"] == "random", "of"]) == {"transkimmer", "power_bert", "deebert"}
+    assert {"none", "batch", "sequence", "baseline"} == set(frame["padding"])
+
+
+def test_speedups_are_those_of_the_records(world):
+    frame = pd.read_csv(tables(world[0]) / "glue-local.csv", keep_default_na=False)
+    by_hash = {record["config_hash"]: record for record in records(world[0]).values()}
+    for row in frame[~frame["padding"].isin(["baseline"])].to_dict("records"):
+        cost = by_hash[row["records"]]["metrics"]["splits"]["validation"]["cost"]["padding"][row["padding"]]
+        key = "speedup_of_unpadding_alone" if row["method"] == "dense" else "speedup"
+        assert row["speedup"] == pytest.approx(cost[key], rel=1e-5)
+        assert cost["speedup"] == pytest.approx(cost["dense_gmacs_mean"] / cost["method_gmacs_mean"])
+
+
+def test_a_second_call_computes_nothing(world, capsys):
+    root, arguments = world
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (root / "results").rglob("*.json")}
+    assert run_command(main, arguments) == 0
+    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (root / "results").rglob("*.json")}
+    assert before == after
+    assert "records:" in capsys.readouterr().out
+
+
+def test_markdown_and_latex_show_the_same_cells(world):
+    markdown, latex = ((tables(world[0]) / f"glue-local.{suffix}").read_text() for suffix in ("md", "tex"))
+    row = next(line for line in markdown.splitlines() if "| Dense " in line)
+    cell = row.strip("|").split("|")[-1].strip()
+    assert cell.endswith("1.00x") and cell in latex
+    assert "python -m benchmarks.glue" in markdown
+
+
+def test_a_corrupted_record_is_reported_and_computed_anew(world, caplog):
+    root, arguments = world
+    path = next(path for path in (root / "results").rglob("dense-*.json"))
+    whole = json.loads(path.read_text())
+    path.write_text(path.read_text()[:100])
+    assert run_command(main, [*arguments, "--methods", "dense"]) == 0
+    again = json.loads(path.read_text())
+    assert again["metrics"]["score"] == whole["metrics"]["score"]
+    assert path.with_name(f"{path.name}.corrupt").exists() and "not readable as JSON" in caplog.text
+    path.with_name(f"{path.name}.corrupt").unlink()
+
+
+def test_the_same_seed_gives_the_same_numbers(world, tmp_path, monkeypatch):
+    root, arguments = world
+    monkeypatch.setenv("SKIMBENCH_HOME", str(tmp_path / "home"))
+    fresh = [*arguments, "--results", str(tmp_path / "results"), "--methods", "transkimmer"]
+    assert run_command(main, fresh) == 0
+    first, second = records(root), records(tmp_path)
+    assert second
+    for path, record in second.items():
+        old, new = first[path]["metrics"], record["metrics"]
+        assert old["splits"] == new["splits"] and old["training"][0]["loss_terms"] == new["training"][0]["loss_terms"]
+
+
+def test_one_failing_run_leaves_the_others(world, tmp_path, monkeypatch, capsys):
+    import methods
+    from methods.transkimmer import Transkimmer
+
+    def broken(self, state):
+        raise FloatingPointError("on purpose")
+
+    monkeypatch.setattr(Transkimmer, "before_layer", broken)
+    arguments = [*world[1], "--results", str(tmp_path), "--methods", "transkimmer", "deebert"]
+    assert run_command(main, arguments) == 1
+    error = capsys.readouterr().err
+    assert "failed: mood: Transkimmer" in error and "on purpose" in error
+    statuses = {path.name.split("-")[0]: json.loads(path.read_text())["status"] for path in tmp_path.rglob("*.json")}
+    assert statuses == {"dense": "ok", "deebert": "ok", "transkimmer": "failed"}
+    assert "transkimmer" in methods.available()
+
+
+def test_dry_run_of_the_paper_lists_every_run_without_network(tmp_path):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "benchmarks.glue", "--dry-run", "--profile", "paper", "--results", str(tmp_path / "r")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT, env=environment, check=True)
+    lines = done.stdout.splitlines()
+    for title in ("CoLA", "RTE", "QQP", "MRPC", "SST-2", "MNLI", "WNLI", "QNLI", "STS-B"):
+        for seed in (42, 43, 44):
+            assert any(line.startswith(f"{title}: Transkimmer on BERT-base, seed {seed}:") for line in lines)
+    for model in ("RoBERTa-base", "DistilBERT", "ALBERT"):
+        assert any(f"Transkimmer on {model}" in line for line in lines) and any(f"Dense on {model}" in line for line in lines)
+    assert not any(line.startswith("STS-B: DeeBERT") for line in lines)  # regression has no entropy
+    assert "in all" in lines[-1] and "PFLOPs" in lines[-1]
+    assert not (tmp_path / "r").exists()
+
+
+BAD_ARGUMENTS = {
+    "unknown task": (["--tasks", "moood"], 2, ["no task 'moood'", "did you mean 'mood'"]),
+    "unknown method": (["--methods", "transkimer"], 2, ["no method 'transkimer'", "did you mean 'transkimmer'"]),
+    "misspelt padding": (["--padding", "batched"], 2, ["--padding takes none, batch, sequence", "'batched'"]),
+    "missing model": (["--model", "./no/such/folder"], 2, ["no model at", "folder with config.json and model.safetensors"]),
+    "missing data folder": (["--data-dir", "/no/such/data"], 2, ["--data-dir /no/such/data is not a folder"]),
+    "no samples": (["--max-train-samples", "0"], 2, ["--max-train-samples must be at least 1, got 0"]),
+    "no such profile folder": (["--profile", "embedded"], 2, ["embedded profile has its own"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_bad_arguments_end_in_one_sentence(world, case, capsys):
+    extra, status, parts = BAD_ARGUMENTS[case]
+    assert run_command(main, [*world[1], *extra]) == status
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
+    for part in parts:
+        assert part in error
+
+
+def test_cuda_asked_for_and_absent(world, capsys):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    assert run_command(main, [*world[1], "--device", "cuda"]) == 2
+    assert "no usable CUDA device; use --device cpu" in capsys.readouterr().err
+
+
+BAD_ROWS = {
+    "no label column": ("sentence,mark\na film,1\n", ["lacks the column", "label"]),
+    "label outside range": ("sentence,label\na film,0\nthe plot,1\nit was,7\n", ["7"]),
+    "empty label": ("sentence,label\na film,0\nthe plot,\n", ["label", "row 2"]),
+    "empty text": ("sentence,label\na film,0\n,1\n", ["row 2"]),
+    "no rows": ("sentence,label\n", ["no rows"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_bad_rows_are_named(world, tmp_path, case, capsys):
+    content, parts = BAD_ROWS[case]
+    data = write_sentences(tmp_path / "data")
+    (data / "mood" / "validation.csv").write_text(content)
+    assert run_command(main, [*world[1], "--data-dir", str(data), "--results", str(tmp_path / "r")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "validation.csv" in error
+    for part in parts:
+        assert part in error
+
+
+def test_results_that_cannot_be_written(world, tmp_path, capsys):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    assert run_command(main, [*world[1], "--results", str(blocked)]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_a_model_without_a_pad_token(world, tmp_path, capsys):
+    model = write_model(tmp_path / "model")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = model / name
+        if path.exists():
+            settings = json.loads(path.read_text())
+            settings.pop("pad_token", None)
+            settings["pad_token"] = None
+            path.write_text(json.dumps(settings))
+    assert run_command(main, [*world[1], "--model", str(model), "--results", str(tmp_path / "r")]) == 2
+    assert "no pad token" in capsys.readouterr().err
+
+
+def test_an_unsupported_backbone(world, tmp_path, capsys):
+    import transformers
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 19}
+    transformers.MPNetModel(transformers.MPNetConfig(**sizes)).save_pretrained(tmp_path / "mpnet")
+    assert run_command(main, [*world[1], "--model", str(tmp_path / "mpnet"), "--results", str(tmp_path / "r")]) == 2
+    assert "'mpnet' model; supported families: bert" in capsys.readouterr().err

@@ -1,0 +1,201 @@
+"""Bad input is refused with a sentence that names the value; small and odd input works."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+import methods
+from tests.cases import CASES
+from tests.tiny import HEADS, batch_for, logits_of, make_batch, tiny_config, tiny_model, tiny_reducer
+
+SMALL = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+}
+
+
+@pytest.fixture
+def reducer():
+    return tiny_reducer("dense")
+
+
+# Batches -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0), (5,), (2, 3, 4)])
+@pytest.mark.parametrize("name", CASES)
+def test_batches_without_tokens_are_refused(name, shape):
+    ids = torch.zeros(shape, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"input_ids must be \(batch, seq_len\) with at least one token, got \("):
+        tiny_reducer(name)(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+@pytest.mark.parametrize("mask", [[[0, 1, 1], [1, 1, 1]], [[1, 1, 1], [0, 0, 0]]], ids=["left", "no_token"])
+def test_padding_on_the_left_is_refused(reducer, mask):
+    with pytest.raises(ValueError, match="first token of every sequence must be real; pad on the right"):
+        reducer(input_ids=torch.ones(2, 3, dtype=torch.long), attention_mask=torch.tensor(mask))
+
+
+@pytest.mark.parametrize("argument", ["attention_mask", "token_type_ids"])
+def test_shapes_that_differ_are_refused(reducer, argument):
+    batch = {"input_ids": torch.ones(2, 3, dtype=torch.long), argument: torch.ones(2, 4, dtype=torch.long)}
+    with pytest.raises(ValueError, match=rf"{argument} is \(2, 4\) but input_ids is \(2, 3\)"):
+        reducer(**batch)
+
+
+@pytest.mark.parametrize(("family", "longest"), [("bert", 40), ("roberta", 38), ("distilbert", 40), ("albert", 40)])
+def test_texts_longer_than_the_model_are_refused(family, longest):
+    """RoBERTa's positions start behind its padding id, so its table of 40 serves 38 tokens."""
+    model = tiny_reducer("dense", family)
+    with torch.no_grad():
+        assert model(**batch_for(model, (longest,))).logits.isfinite().all()
+    with pytest.raises(ValueError, match=f"{longest + 1} tokens are longer than the model's {longest}; truncate"):
+        model(**batch_for(model, (longest + 1,)))
+
+
+def test_labels_of_another_batch_are_refused(reducer):
+    with pytest.raises(ValueError, match="3 labels for 5 sequences"):
+        reducer(**make_batch(), labels=torch.zeros(3, dtype=torch.long))
+    spans, positions = tiny_reducer("dense", head="span_qa"), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(ValueError, match="4 labels for 5 sequences"):
+        spans(**make_batch(), start_positions=positions, end_positions=positions)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [(n, h) for n in CASES for h in HEADS if h not in methods.lookup(n).traits.unsupported]
+)
+@pytest.mark.parametrize("mode", ["masked", "packed"])
+def test_texts_of_one_token_work(name, head, mode):
+    """Nothing can be dropped, so every method gives the dense logits, unless it leaves early."""
+    reducer = tiny_reducer(name, head=head)
+    for batch in (make_batch((1,)), make_batch((1, 1, 1)), make_batch((1, 1), padded_to=4)):
+        with torch.no_grad(), reducer.mode(mode):
+            output, dense = reducer(**batch), tiny_reducer("dense", head=head)(**batch)
+        stay = ~output.trace.exited
+        a, b = (logits_of(o, batch["attention_mask"]) for o in (output, dense))
+        torch.testing.assert_close(a[stay], b[stay], rtol=1e-9, atol=1e-9)
+        assert a.isfinite().all() and (output.trace.ffn_tokens[stay] == 1).all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mask_is_optional_and_may_be_of_any_type(name):
+    reducer, ids = tiny_reducer(name), make_batch((7, 7))["input_ids"]
+    with torch.no_grad():
+        expected = reducer(input_ids=ids).logits
+        for dtype in (torch.bool, torch.long, torch.float32):
+            assert torch.equal(reducer(input_ids=ids, attention_mask=torch.ones(2, 7, dtype=dtype)).logits, expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_runs_in_its_own_precision(name, dtype):
+    """What a method adds takes the model's type, so that no cast is needed around `create`."""
+    reducer = methods.create(name, tiny_model("bert").to(dtype), **CASES[name].options)
+    assert {parameter.dtype for parameter in reducer.parameters()} == {dtype}
+    for mode in ("masked", "packed"):
+        with torch.no_grad(), reducer.mode(mode):
+            assert reducer(**make_batch()).logits.isfinite().all()
+
+
+# Modes and cost ------------------------------------------------------------------------------------------------------
+
+
+def test_another_mode_is_refused(reducer):
+    with pytest.raises(ValueError, match="must be one of masked, packed, got 'gathered'"), reducer.mode("gathered"):
+        pass
+    with pytest.raises(RuntimeError), reducer.mode("masked"):
+        raise RuntimeError
+    assert reducer.run_mode == "packed"  # an error inside does not leave the mode behind
+
+
+def test_padded_costs_need_a_known_padding_and_a_length(reducer):
+    with torch.no_grad():
+        trace = reducer(**make_batch()).trace
+    with pytest.raises(ValueError, match="padding must be one of none, batch, sequence, got 'max_length'"):
+        reducer.macs(trace, "max_length", 12)
+    for padding in ("batch", "sequence"):
+        with pytest.raises(ValueError, match=f"padding '{padding}' needs the padded length"):
+            reducer.macs(trace, padding)
+    with pytest.raises(ValueError, match="12"):
+        reducer.macs(trace, "sequence", 8)  # shorter than the longest text
+
+
+# Methods, options, models --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("asked", "meant"), [("transkimer", "transkimmer"), ("power-bert", "power_bert")])
+def test_an_unknown_method_suggests_the_nearest(asked, meant):
+    with pytest.raises(KeyError) as caught:
+        methods.create(asked, tiny_model("bert"))
+    assert f"no method '{asked}'; did you mean '{meant}'? available: dense, deebert" in str(caught.value)
+
+
+def test_a_method_unlike_any_lists_all():
+    with pytest.raises(KeyError) as caught:
+        methods.lookup("quantize")
+    assert "did you mean" not in str(caught.value) and ", ".join(methods.available()) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("dense", "none"), ("deebert", "threshold, last_ramp"), ("random", "keep_schedule, draw")],
+)
+def test_an_unknown_option_lists_the_known(name, known):
+    with pytest.raises(ValueError, match=f"{name} has no option 'lambda_'; its options: {known}"):
+        methods.create(name, tiny_model("bert"), lambda_=0.5)
+
+
+@pytest.mark.parametrize("family", ["mpnet", "deberta-v2"])
+def test_another_family_is_refused(family):
+    config = transformers.AutoConfig.for_model(family, **SMALL)
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    message = f"backbone '{family}' is not supported; use one of: bert, roberta, electra, distilbert, albert"
+    with pytest.raises(ValueError, match=message):
+        methods.create("dense", model)
+
+
+@pytest.mark.parametrize("kind", ["Model", "ForTokenClassification", "ForMultipleChoice", "ForMaskedLM"])
+def test_another_head_is_refused(kind):
+    model = getattr(transformers, f"Bert{kind}")(tiny_config("bert"))
+    with pytest.raises(ValueError, match=f"Bert{kind} has no supported head; use a .ForSequenceClassification or"):
+        methods.create("transkimmer", model)
+
+
+def test_what_is_no_transformer_is_refused():
+    with pytest.raises(ValueError, match="backbone 'Linear' is not supported"):
+        methods.create("dense", torch.nn.Linear(2, 2))
+
+
+# Saved reducers ------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_a_plain_model_is_refused(tmp_path):
+    tiny_model("bert").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"'{tmp_path}' holds a 'bert' model, not a saved reducer"):
+        methods.load(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["", "missing", "missing/deeper"])
+def test_a_folder_without_a_reducer_is_refused(tmp_path, folder):
+    """Empty or not there: the message says so of the folder, and never speaks of repositories on the hub."""
+    path = tmp_path / folder
+    with pytest.raises((OSError, ValueError)) as caught:
+        methods.load(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "folder" in message or "directory" in message
+    assert "Repo id" not in message and "huggingface.co" not in message
+
+
+def test_a_reducer_of_a_method_that_is_not_here_is_refused(tmp_path):
+    tiny_reducer("random").save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace('"random"', '"rendom"'), encoding="utf-8")
+    with pytest.raises(KeyError, match="no method 'rendom'; did you mean 'random'"):
+        methods.load(tmp_path)
