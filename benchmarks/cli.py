@@ -69,8 +69,19 @@ def parser(prog: str, description: str, example: str) -> argparse.ArgumentParser
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 runs matrix products in it")
     add("--max-train-samples", type=int, metavar="N", help="train on a random subset of N rows per task")
     add("--max-eval-samples", type=int, metavar="N", help="score on a random subset of N rows per task")
-    add("--max-length", type=int, metavar="N", help="cut texts, and pad `sequence`, to N tokens; default: the task's length")
-    add("--results", type=Path, metavar="DIR", default=OWN_RESULTS, help="where records and tables go; default: results/local")
+    add(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="cut texts, and pad `sequence`, to N tokens; default: the task's length",
+    )
+    add(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        default=OWN_RESULTS,
+        help="where records and tables go; default: results/local",
+    )
     add("--force", action="store_true", help="compute again what is there already")
     add("--dry-run", action="store_true", help="list the runs and what they cost, and stop")
     add("--quiet", action="store_true", help="no progress, only the result")
@@ -89,7 +100,6 @@ def open_session(arguments: argparse.Namespace, tasks_of_profile: dict[str, tupl
     if arguments.profile != "paper" and (arguments.profile or arguments.model or arguments.data_dir):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any library asks: no run below needs the network
     import methods
-    from benchmarks.data import DataSource
     from benchmarks.experiments import Setting
     from benchmarks.train import Compute
 

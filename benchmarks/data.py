@@ -183,7 +183,9 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, max_length:
         raise UserError(f"the tokenizer of {name} gives no character offsets; use a fast one (with a tokenizer.json)")
     limit = min(tokenizer.model_max_length, model_length or tokenizer.model_max_length)
     if max_length > limit:
-        raise UserError(f"input length {max_length} is beyond the {limit} tokens that {name} reads; use --max-length {limit}")
+        raise UserError(
+            f"input length {max_length} is beyond the {limit} tokens that {name} reads; use --max-length {limit}"
+        )
     special = tokenizer.num_special_tokens_to_add(pair=len(task.text_columns) == 2)
     if max_length <= special:
         raise UserError(f"input length {max_length} leaves no room for text beside {special} special tokens")

@@ -254,9 +254,7 @@ def _evaluate_split(
     experiment: Experiment, split: str, reducer: TokenReducer, pad_id: int, report: Report
 ) -> dict[str, Any]:
     setting = experiment.setting
-    features, _ = _features(
-        experiment.task, split, setting.source, setting.max_eval_samples, experiment.model, None
-    )
+    features, _ = _features(experiment.task, split, setting.source, setting.max_eval_samples, experiment.model, None)
     result = evaluate(reducer, features, experiment.task, pad_id, compute=setting.compute, on_batch=report)
     return {"scores": result.scores, "cost": result.cost, "retention": result.retention}
 

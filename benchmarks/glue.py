@@ -153,7 +153,9 @@ def show_plan(session: Session, console: Console) -> None:
         totals += cost
         console.print(f"{experiment.label}: {estimate_text(cost)}", highlight=False)
         if "random" in session.methods and experiment.method != "dense":
-            console.print(f"{experiment.label}: random dropping at its measured schedule: {estimate_text(cost)}", highlight=False)
+            console.print(
+                f"{experiment.label}: random dropping at its measured schedule: {estimate_text(cost)}", highlight=False
+            )
             totals += cost
     console.print(f"in all: {estimate_text(totals)}", highlight=False)
 
@@ -175,7 +177,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     session = drop_missing_tasks(session, console)
     store = session.store()
     outcome = execute(session, store, console)
-    return finish(session, store, outcome, console, shlex.join(["python", "-m", "benchmarks.glue", *(argv or sys.argv[1:])]))
+    return finish(
+        session, store, outcome, console, shlex.join(["python", "-m", "benchmarks.glue", *(argv or sys.argv[1:])])
+    )
 
 
 def finish(session: Session, store: RunStore, outcome: Outcome, console: Console, command: str) -> int:

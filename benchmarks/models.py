@@ -59,7 +59,9 @@ def folder_model(path: Path, title: str | None = None) -> ModelRef:
     config, weights = path / "config.json", path / "model.safetensors"
     for needed in (path, config, weights):
         if not needed.exists():
-            raise UserError(f"no model at {path}: {needed} is missing; give a folder with config.json and model.safetensors")
+            raise UserError(
+                f"no model at {path}: {needed} is missing; give a folder with config.json and model.safetensors"
+            )
     try:
         family = json.loads(config.read_text(encoding="utf-8"))["model_type"]
     except (ValueError, KeyError) as error:
@@ -141,5 +143,3 @@ class _quiet_transformers:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-

@@ -182,7 +182,9 @@ def retention_table(entries: Iterable[Entry]) -> pd.DataFrame:
             if result["retention"] is None or entry.method == "dense":
                 continue
             pairs = zip(result["retention"], result["cost"]["ffn_share"], strict=True)
-            layers = {f"Layer {i + 1}": f"{100 * kept:.0f} / {100 * share:.0f}" for i, (kept, share) in enumerate(pairs)}
+            layers = {
+                f"Layer {i + 1}": f"{100 * kept:.0f} / {100 * share:.0f}" for i, (kept, share) in enumerate(pairs)
+            }
             rows.append({"Task": entry.task.title, "Method": entry.title, **layers})
     return pd.DataFrame(rows).drop_duplicates(["Task", "Method"]) if rows else pd.DataFrame()
 

@@ -78,9 +78,7 @@ def train_stage(
         reducer.train()
         done = epoch = 0
         while done < updates:
-            order = batches(
-                features, stage.batch_size, shuffle_seed=seed, epoch=epoch, by_length=stage.group_by_length
-            )
+            order = batches(features, stage.batch_size, shuffle_seed=seed, epoch=epoch, by_length=stage.group_by_length)
             for chunk in order:
                 _set_rates(optimizer, stage, done, updates)
                 reducer.progress = done / updates

@@ -1,7 +1,7 @@
 """Skimbench: token reduction for transformer encoders, every method behind one interface.
 
-    import methods
-    reducer = methods.create("transkimmer", model, skim_weight=0.3)
+import methods
+reducer = methods.create("transkimmer", model, skim_weight=0.3)
 """
 
 from importlib import import_module

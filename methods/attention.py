@@ -63,6 +63,7 @@ class MaskedKeys:
         mask = self.allowed[:, None, None, :]
         if self.segments is not None:
             mask = mask & (self.segments[0].unsqueeze(2) == self.segments[1].unsqueeze(1)).unsqueeze(1)
+            mask = mask | ~mask.any(dim=-1, keepdim=True)  # a row that sees nothing: no NaN
         return mask
 
 

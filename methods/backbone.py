@@ -30,8 +30,8 @@ class BackboneSpec:
     key: str = "attention.self.key"
     value: str = "attention.self.value"
     attention_dropout: str = "attention.self.dropout"
-    finish_attention: Callable[[nn.Module, Tensor, Tensor], Tensor] = (
-        lambda layer, context, hidden: layer.attention.output(context, hidden)
+    finish_attention: Callable[[nn.Module, Tensor, Tensor], Tensor] = lambda layer, context, hidden: (
+        layer.attention.output(context, hidden)
     )
     feed_forward: Callable[[nn.Module, Tensor], Tensor] = lambda layer, hidden: layer.output(
         layer.intermediate(hidden), hidden

@@ -156,7 +156,7 @@ class TokenReducer(transformers.PreTrainedModel):
         checked = _build_options(cls.options_class, cls.method_name, options)
         reducer = cls(ReducerConfig.of(cls.method_name, checked, model), model)
         reducer.train(model.training)
-        return reducer.to(device=model.device)
+        return reducer.to(device=model.device, dtype=model.dtype)
 
     def set_options(self, **changes: Any) -> None:
         """Replace some options (a searched configuration, a threshold); they are saved with the model."""
@@ -294,7 +294,9 @@ class TokenReducer(transformers.PreTrainedModel):
         if self.backbone.head == "span_qa":
             length = logits.shape[1]
             losses = [
-                F.cross_entropy(logits[..., i].float(), labels[:, i].clamp(0, length), ignore_index=length, reduction="none")
+                F.cross_entropy(
+                    logits[..., i].float(), labels[:, i].clamp(0, length), ignore_index=length, reduction="none"
+                )
                 for i in (0, 1)
             ]
             return (losses[0] + losses[1]) / 2
@@ -317,7 +319,9 @@ class TokenReducer(transformers.PreTrainedModel):
             ValueError: as in `forward`.
         """
         if input_ids.dim() != 2 or input_ids.numel() == 0:
-            raise ValueError(f"input_ids must be (batch, seq_len) with at least one token, got {tuple(input_ids.shape)}")
+            raise ValueError(
+                f"input_ids must be (batch, seq_len) with at least one token, got {tuple(input_ids.shape)}"
+            )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         for name, tensor in (("attention_mask", mask), ("token_type_ids", token_type_ids)):
             if tensor is not None and tensor.shape != input_ids.shape:
@@ -375,6 +379,8 @@ class TokenReducer(transformers.PreTrainedModel):
             if length is None:
                 raise ValueError(f"padding '{padding}' needs the padded length")
             padded = torch.as_tensor(length, device=entered.device).expand_as(entered)
+            if bool((padded < entered).any()):
+                raise ValueError(f"padded length {length} is shorter than a text of {int(entered.max())} tokens")
             attention, pairs, ffn = self.executed_tokens(trace, padded)
             entered = entered if self.traits.pads == "removed" else padded
         d, f = backbone.hidden_size, backbone.intermediate_size
@@ -434,10 +440,24 @@ def load(path: str, **kwargs: Any) -> TokenReducer:
     Raises:
         ValueError: `path` holds no reducer.
     """
-    config = ReducerConfig.from_pretrained(path)
+    try:
+        config = ReducerConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"'{path}' is neither a folder that holds a saved reducer nor one on the hub") from error
     if not isinstance(config, ReducerConfig) or config.model_type != ReducerConfig.model_type:
         raise ValueError(f"'{path}' holds a '{config.model_type}' model, not a saved reducer")
     return lookup(config.method).from_pretrained(path, config=config, use_safetensors=True, **kwargs)
 
 
-__all__ = ["HEADS", "PADDINGS", "Options", "ReducerConfig", "ReducerOutput", "TokenReducer", "Trace", "Traits", "create", "load"]
+__all__ = [
+    "HEADS",
+    "PADDINGS",
+    "Options",
+    "ReducerConfig",
+    "ReducerOutput",
+    "TokenReducer",
+    "Trace",
+    "Traits",
+    "create",
+    "load",
+]

@@ -111,6 +111,8 @@ class DeeBert(TokenReducer):
 
     def losses(self, state: TokenState, logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
         """The sum of the off-ramps' cross-entropies (equation 3); the model's own head only trains outside that stage."""
+        if self.stage == FINE_TUNE:
+            return super().losses(state, logits, inputs)
         assert inputs.labels is not None
         trained = state.notes["ramp_logits"][: self.backbone.num_layers - 1]
         ramps = torch.stack([self.task_loss(z, inputs.labels).mean() for z in trained]).sum()

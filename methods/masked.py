@@ -68,22 +68,30 @@ class MaskedState(TokenState):
         self.extras = Extras()
         self._layer_input = self.hidden
         self._computed, self._layer_gate = self.live, self.gate
+        self._leaping = False
 
     def apply(self, decision: Decision) -> None:
         if decision.overhead_macs is not None:
             self.trace.overhead_macs += decision.overhead_macs * self._ran()
         if decision.scale is not None:
-            self.hidden = self.hidden * decision.scale.unsqueeze(-1).to(self.hidden.dtype)
+            scale = decision.scale.masked_fill(~self.live, 1.0)
+            self.hidden = self.hidden * scale.unsqueeze(-1).to(self.hidden.dtype)
         if decision.keep is not None:
+            if self._leaping and bool((self.live & ~decision.keep & ~self.first).any()):
+                raise ValueError("tokens cannot be dropped in a layer that others leap over")
             self.live = self.live & (decision.keep | self.first)
             self._computed = self._computed & self.live
             self._reduced = True
         if decision.leap is not None:
             self._computed = self._computed & (~decision.leap | self.first)
-            self._reduced = True
+            self._reduced = self._leaping = True
         if decision.gate is not None:
             gate = decision.gate.masked_fill(self.first, 1.0)
             self._layer_gate = gate if self._layer_gate is None else self._layer_gate * gate
+            if decision.leap is None:
+                self.gate = self._layer_gate
+        elif self._layer_gate is not None and (decision.keep is not None or decision.leap is not None):
+            self._layer_gate = self._layer_gate * self._computed
             if decision.leap is None:
                 self.gate = self._layer_gate
         if decision.summary is not None or decision.segments is not None:
@@ -100,13 +108,16 @@ class MaskedState(TokenState):
             summary = self.extras.summary.unsqueeze(1)
             key = torch.cat((key, backbone.heads_of(layer, "key", summary)), dim=1)
             value = torch.cat((value, backbone.heads_of(layer, "value", summary)), dim=1)
+            self.trace.overhead_macs += 2 * backbone.hidden_size**2 * self._ran()
         voters = self._computed if scores else None
         context, received, diagonal = masked_attention(
             query, key, value, keys, dropout=self._dropout(backbone, layer), voters=voters
         )
         self.hidden = backbone.finish_attention(layer, context, self.hidden)
         self.scores = (
-            None if received is None or diagonal is None else AttentionScores(received[..., : self.real.shape[1]], diagonal)
+            None
+            if received is None or diagonal is None
+            else AttentionScores(received[..., : self.real.shape[1]], diagonal)
         )
         ran = self._ran()
         tokens = self._computed.sum(dim=1)
@@ -119,6 +130,8 @@ class MaskedState(TokenState):
         elif self._reduced:
             new = torch.where(self._computed.unsqueeze(-1), new, old)
         self.hidden = new
+        if self._leaping:  # as in packed mode: the scores of this layer say nothing of the tokens that are back
+            self.scores, self._leaping = None, False
         computed = self._computed & self._active.unsqueeze(1)
         self.trace.record_ffn(self.layer, self.sequences, computed.sum(dim=1), computed)
 

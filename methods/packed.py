@@ -73,9 +73,13 @@ class PackedState(TokenState):
         if decision.scale is not None:
             self.hidden = self.hidden * decision.scale.unsqueeze(-1).to(self.hidden.dtype)
         if decision.keep is not None:
-            self._drop(decision.keep | self.first)
+            kept = decision.keep | self.first
+            decision = decision.select(kept)
+            self._drop(kept)
         if decision.leap is not None:
-            self._leap(~decision.leap | self.first)
+            run = ~decision.leap | self.first
+            decision = decision.select(run)
+            self._leap(run)
         if decision.summary is not None or decision.segments is not None:
             self.extras = Extras(
                 summary=decision.summary, summary_bias=decision.summary_bias, segments=decision.segments
@@ -89,6 +93,7 @@ class PackedState(TokenState):
         key_lengths, bias = lengths, self._padding_bias()
         if self.extras.summary is not None:
             key, value, bias = self._append_summary(backbone, layer, key, value, bias)
+            self.trace.overhead_macs[self.sequences] += 2 * backbone.hidden_size**2
             key_lengths = lengths + 1
         queries, keys = lengths.tolist(), key_lengths.tolist()
         context, received, diagonal = packed_attention(
@@ -105,6 +110,7 @@ class PackedState(TokenState):
     def feed_forward(self, backbone: Backbone, layer: nn.Module) -> None:
         self.hidden = backbone.feed_forward(layer, self.hidden)
         self.trace.record_ffn(self.layer, self.sequences, self._counts, self._flat)
+        self._layer_input = None
         if self._leaping is not None:
             self._land()
 
@@ -124,12 +130,13 @@ class PackedState(TokenState):
         self._index = sequence_index(counts)
         self._starts = cumulative(counts)[:-1]
         self.live = torch.ones(len(self._index), dtype=torch.bool, device=counts.device)
-        self.first = torch.zeros_like(self.live).index_fill(0, self._starts, True)
+        self.first = torch.zeros_like(self.live).index_fill(0, self._starts, 1)
 
     def _select(self, index: Tensor) -> None:
         """Keep the rows `index` (rows,) long of everything that has one entry per token."""
         for name in ("hidden", "_layer_input", "_flat", "_entry", "positions", "input_ids", "real"):
-            setattr(self, name, getattr(self, name).index_select(0, index))
+            rows = getattr(self, name)
+            setattr(self, name, None if rows is None else rows.index_select(0, index))
         if self.scores is not None:
             self.scores = self.scores.select(index)
 
@@ -144,7 +151,8 @@ class PackedState(TokenState):
             gone = (~keep).nonzero().squeeze(1)
             if self._stopped is None:
                 self._stopped = self.hidden.new_zeros(int(self._rows.sum()), self.hidden.shape[-1])
-            self._stopped = self._stopped.index_copy(0, self._entry[gone], self._layer_input[gone])
+            last = self.hidden if self._layer_input is None else self._layer_input
+            self._stopped = self._stopped.index_copy(0, self._entry[gone], last[gone])
         counts = segment_sum(keep.long(), self._index, len(self._counts))
         self._select(index)
         self._set_counts(counts)
@@ -153,7 +161,16 @@ class PackedState(TokenState):
         """Set aside the tokens that do not `run` this layer."""
         index = run.nonzero().squeeze(1)
         counts = segment_sum(run.long(), self._index, len(self._counts))
-        self._leaping = (index, self._counts, self.hidden, self._flat, self._entry, self.positions, self.input_ids, self.real)
+        self._leaping = (
+            index,
+            self._counts,
+            self._layer_input,
+            self._flat,
+            self._entry,
+            self.positions,
+            self.input_ids,
+            self.real,
+        )
         self.scores = None
         self._select(index)
         self._set_counts(counts)

@@ -69,7 +69,9 @@ class PowerBertOptions(Options):
 
     def __post_init__(self) -> None:
         counts = self.retention_configuration
-        if counts is not None and (not counts or min(counts) < 1 or any(a < b for a, b in zip(counts, counts[1:], strict=False))):
+        if counts is not None and (
+            not counts or min(counts) < 1 or any(a < b for a, b in zip(counts, counts[1:], strict=False))
+        ):
             raise ValueError(f"retention_configuration must be non-increasing counts of at least 1, got {counts}")
         if self.rounding not in ("ceil", "floor"):
             raise ValueError(f"rounding must be 'ceil' or 'floor', got '{self.rounding}'")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from methods.base import Options, TokenReducer, Traits, short_stage
@@ -67,7 +66,9 @@ class Random(TokenReducer):
         """Keep ceil(share * length) tokens, [CLS] first among them."""
         if state.layer == 0:
             state.notes["text"].append(self._text_hash(state))
-        order = mix(state.expand(state.notes["text"][0][state.sequences]) + state.positions * 7919).masked_fill(state.first, MASK + 1)
+        order = mix(state.expand(state.notes["text"][0][state.sequences]) + state.positions * 7919).masked_fill(
+            state.first, MASK + 1
+        )
         # Shares are rounded so that 0.3 * 10 keeps 3 tokens, whatever the float says.
         wanted = (state.lengths * self.schedule[state.layer] - 1e-4).ceil().long()
         return Decision(keep=state.rank(order.double()) < state.expand(wanted))
@@ -82,4 +83,6 @@ class Random(TokenReducer):
         """Fine-tune the dense model further while tokens are dropped, so that the baseline is a trained one."""
         if recipe == "short":
             return [short_stage("drop", start="dense", epochs=1)]
-        return [Stage(name="drop", start="dense", epochs=3, groups=(ParameterGroup(learning_rate=2e-5),), batch_size=32)]
+        return [
+            Stage(name="drop", start="dense", epochs=3, groups=(ParameterGroup(learning_rate=2e-5),), batch_size=32)
+        ]

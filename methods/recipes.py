@@ -91,5 +91,6 @@ def rate_factor(stage: Stage, update: int, updates: int) -> float:
         return (update + 1) / rising
     if stage.decay == "constant":
         return 1.0
-    left = (updates - update) / updates
-    return left if stage.decay == "linear_unshifted" else (updates - update) / max(1, updates - rising)
+    if stage.decay == "linear_unshifted":
+        return 1 - (update + 1) / updates
+    return (updates - update) / max(1, updates - rising)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,7 +35,8 @@ class Decision:
         scale: (*tokens) float, multiplies the hidden states here (soft extraction in training).
         summary: (sequences, hidden_size), one extra token that can be attended to in this layer; never a query.
         summary_bias: added to the attention logits of the summary token.
-        segments: (*tokens) long, attention of this layer stays within equal values. Only before a layer.
+        segments: (*tokens) long, attention of this layer stays within equal values, which must be contiguous in the
+            sequence. Only before a layer, and not together with a summary.
         exit: (sequences,) bool, sequences that stop after this layer with `logits` (sequences, num_labels).
         overhead_macs: (sequences,) long, what reaching this decision cost.
     """
@@ -50,6 +51,15 @@ class Decision:
     exit: Tensor | None = None
     logits: Tensor | None = None
     overhead_macs: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.summary is not None and self.segments is not None:
+            raise ValueError("a layer has either a summary token or segments, not both")
+
+    def select(self, rows: Tensor) -> Decision:
+        """What is said of the packed tokens `rows` (total_tokens,) bool; `keep` has been carried out."""
+        leap, segments = (None if x is None else x[rows] for x in (self.leap, self.segments))
+        return replace(self, keep=None, leap=leap, segments=segments)
 
 
 @dataclass(kw_only=True)

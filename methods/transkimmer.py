@@ -49,7 +49,9 @@ class TranskimmerOptions(Options):
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
-            raise ValueError(f"temperature must be > 0, got {self.temperature}; use a small one (0.1) for nearly hard choices")
+            raise ValueError(
+                f"temperature must be > 0, got {self.temperature}; use a small one (0.1) for nearly hard choices"
+            )
         if self.skim_weight < 0:
             raise ValueError(f"skim_weight must be >= 0, got {self.skim_weight}")
         if self.skim_attention not in NORMALISATIONS:
@@ -140,14 +142,20 @@ class Transkimmer(TokenReducer):
             predictors = ParameterGroup(patterns=("predictors.*",), learning_rate=1e-3)
             return [short_stage("skim", start="dense", epochs=2, added=(predictors,))]
         if task.name == "squad_v2":
-            return [Stage(name="skim", start="pretrained", epochs=5, groups=_group(3e-5), batch_size=64)]
+            return [
+                Stage(name="skim", start="pretrained", epochs=5, groups=_group(3e-5), batch_size=64, adam_epsilon=1e-6)
+            ]
         if task.name in ("20news", "yelp"):
             epochs = 5 if task.name == "20news" else 2
             return [
-                Stage(name="skim", start="pretrained", epochs=epochs, groups=_group(3e-5), warmup=0.1, max_grad_norm=1.0)
+                Stage(
+                    name="skim", start="pretrained", epochs=epochs, groups=_group(3e-5), warmup=0.1, max_grad_norm=1.0
+                )
             ]
         epochs = 5 if task.name in ("wnli", "mrpc") else 3
-        return [Stage(name="skim", start="pretrained", epochs=epochs, groups=_group(2e-5), batch_size=64)]
+        return [
+            Stage(name="skim", start="pretrained", epochs=epochs, groups=_group(2e-5), batch_size=64, adam_epsilon=1e-6)
+        ]
 
 
 def _group(learning_rate: float) -> tuple[ParameterGroup, ...]:

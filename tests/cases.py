@@ -42,7 +42,9 @@ def _sure_ramps(reducer: TokenReducer) -> None:
 CASES: dict[str, Case] = {
     "dense": Case(),
     "transkimmer": Case(undecided=_undecided_predictors),
-    "power_bert": Case(options={"retention_configuration": (6, 4, 2)}, neutral={"retention_configuration": (99, 99, 99)}),
+    "power_bert": Case(
+        options={"retention_configuration": (6, 4, 2)}, neutral={"retention_configuration": (99, 99, 99)}
+    ),
     "deebert": Case(options={"threshold": 0.6}, neutral={"threshold": 0.0}, undecided=_sure_ramps),
     "random": Case(options={"keep_schedule": (0.8, 0.5, 0.3)}, neutral={"keep_schedule": (1.0, 1.0, 1.0)}),
 }

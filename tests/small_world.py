@@ -10,7 +10,11 @@ import transformers
 
 from tests.tiny import tiny_config
 
-GOOD, BAD, NEUTRAL = ("good", "great", "fine"), ("bad", "poor", "awful"), ("the", "film", "was", "a", "plot", "story", "and", "it")
+GOOD, BAD, NEUTRAL = (
+    ("good", "great", "fine"),
+    ("bad", "poor", "awful"),
+    ("the", "film", "was", "a", "plot", "story", "and", "it"),
+)
 WORDS = (*GOOD, *BAD, *NEUTRAL)
 
 

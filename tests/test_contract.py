@@ -88,7 +88,15 @@ def test_packed_equals_masked(name, family, head):
             masked = reducer(**batch)
     mask = batch["attention_mask"]
     torch.testing.assert_close(logits_of(packed, mask), logits_of(masked, mask), **TIGHT)
-    for field in ("attention_tokens", "attention_pairs", "ffn_tokens", "exit_layers", "exited", "overhead_macs", "keep_masks"):
+    for field in (
+        "attention_tokens",
+        "attention_pairs",
+        "ffn_tokens",
+        "exit_layers",
+        "exited",
+        "overhead_macs",
+        "keep_masks",
+    ):
         assert torch.equal(getattr(packed.trace, field), getattr(masked.trace, field)), field
 
 

@@ -120,14 +120,25 @@ def test_one_failing_run_leaves_the_others(world, tmp_path, monkeypatch, capsys)
 
 def test_dry_run_of_the_paper_lists_every_run_without_network(tmp_path):
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "benchmarks.glue", "--dry-run", "--profile", "paper", "--results", str(tmp_path / "r")]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.glue",
+        "--dry-run",
+        "--profile",
+        "paper",
+        "--results",
+        str(tmp_path / "r"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT, env=environment, check=True)
     lines = done.stdout.splitlines()
     for title in ("CoLA", "RTE", "QQP", "MRPC", "SST-2", "MNLI", "WNLI", "QNLI", "STS-B"):
         for seed in (42, 43, 44):
             assert any(line.startswith(f"{title}: Transkimmer on BERT-base, seed {seed}:") for line in lines)
     for model in ("RoBERTa-base", "DistilBERT", "ALBERT"):
-        assert any(f"Transkimmer on {model}" in line for line in lines) and any(f"Dense on {model}" in line for line in lines)
+        assert any(f"Transkimmer on {model}" in line for line in lines) and any(
+            f"Dense on {model}" in line for line in lines
+        )
     assert not any(line.startswith("STS-B: DeeBERT") for line in lines)  # regression has no entropy
     assert "in all" in lines[-1] and "PFLOPs" in lines[-1]
     assert not (tmp_path / "r").exists()
@@ -137,7 +148,11 @@ BAD_ARGUMENTS = {
     "unknown task": (["--tasks", "moood"], 2, ["no task 'moood'", "did you mean 'mood'"]),
     "unknown method": (["--methods", "transkimer"], 2, ["no method 'transkimer'", "did you mean 'transkimmer'"]),
     "misspelt padding": (["--padding", "batched"], 2, ["--padding takes none, batch, sequence", "'batched'"]),
-    "missing model": (["--model", "./no/such/folder"], 2, ["no model at", "folder with config.json and model.safetensors"]),
+    "missing model": (
+        ["--model", "./no/such/folder"],
+        2,
+        ["no model at", "folder with config.json and model.safetensors"],
+    ),
     "missing data folder": (["--data-dir", "/no/such/data"], 2, ["--data-dir /no/such/data is not a folder"]),
     "no samples": (["--max-train-samples", "0"], 2, ["--max-train-samples must be at least 1, got 0"]),
     "no such profile folder": (["--profile", "embedded"], 2, ["embedded profile has its own"]),
@@ -207,7 +222,13 @@ def test_a_model_without_a_pad_token(world, tmp_path, capsys):
 def test_an_unsupported_backbone(world, tmp_path, capsys):
     import transformers
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 19}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "vocab_size": 19,
+    }
     transformers.MPNetModel(transformers.MPNetConfig(**sizes)).save_pretrained(tmp_path / "mpnet")
     assert run_command(main, [*world[1], "--model", str(tmp_path / "mpnet"), "--results", str(tmp_path / "r")]) == 2
     assert "'mpnet' model; supported families: bert" in capsys.readouterr().err

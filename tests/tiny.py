@@ -13,7 +13,11 @@ VOCABULARY = 60
 LENGTHS = (9, 4, 1, 7, 12)
 FAMILIES = ("bert", "roberta", "distilbert", "albert", "electra")
 HEADS = ("classification", "regression", "span_qa")
-SUFFIX = {"classification": "SequenceClassification", "regression": "SequenceClassification", "span_qa": "QuestionAnswering"}
+SUFFIX = {
+    "classification": "SequenceClassification",
+    "regression": "SequenceClassification",
+    "span_qa": "QuestionAnswering",
+}
 PREFIX = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert", "albert": "Albert", "electra": "Electra"}
 
 
@@ -41,7 +45,9 @@ def tiny_model(family: str, head: str = "classification", seed: int = 0, **chang
     return getattr(transformers, f"{PREFIX[family]}For{SUFFIX[head]}")(config).double().eval()
 
 
-def tiny_reducer(name: str, family: str = "bert", head: str = "classification", *, neutral: bool = False) -> methods.TokenReducer:
+def tiny_reducer(
+    name: str, family: str = "bert", head: str = "classification", *, neutral: bool = False
+) -> methods.TokenReducer:
     """The method on a tiny model, with its case's reducing or neutral options."""
     case = CASES[name]
     model = tiny_model(family, head)
@@ -52,7 +58,9 @@ def tiny_reducer(name: str, family: str = "bert", head: str = "classification", 
     return reducer
 
 
-def make_batch(lengths: tuple[int, ...] = LENGTHS, *, padded_to: int | None = None, pad_id: int = 0) -> dict[str, Tensor]:
+def make_batch(
+    lengths: tuple[int, ...] = LENGTHS, *, padded_to: int | None = None, pad_id: int = 0
+) -> dict[str, Tensor]:
     """input_ids and attention_mask (batch, seq_len); sequence i always holds the same tokens, whatever the padding."""
     width = padded_to or max(lengths)
     ids = torch.full((len(lengths), width), pad_id)
@@ -63,7 +71,9 @@ def make_batch(lengths: tuple[int, ...] = LENGTHS, *, padded_to: int | None = No
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def batch_for(reducer: methods.TokenReducer, lengths: tuple[int, ...] = LENGTHS, *, padded_to: int | None = None) -> dict[str, Tensor]:
+def batch_for(
+    reducer: methods.TokenReducer, lengths: tuple[int, ...] = LENGTHS, *, padded_to: int | None = None
+) -> dict[str, Tensor]:
     """`make_batch` with the model's own padding token."""
     return make_batch(lengths, padded_to=padded_to, pad_id=reducer.backbone.config.pad_token_id or 0)
 
