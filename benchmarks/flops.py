@@ -1,10 +1,12 @@
 """Cost from traces. The convention, everywhere in this project:
 
-1 MAC is one multiply-accumulate of a matrix product and FLOPs = 2 x MACs. Counted are the projections, attention scores and
-contexts, feed-forward, embedding projection, predictors, routers, off-ramps and the head; softmax, norms, activations, sorting
-and gathering are not, for any model. A method is charged for what it executes, the dense baseline for all positions of the
-setting: "none" (each text at its own length), "batch" (the longest of its batch) or "sequence" (the task's input length).
-Because padded settings let a method win by throwing pads away, each one carries what unpadding alone gives.
+1 MAC is one multiply-accumulate of a matrix product and FLOPs = 2 x MACs. Counted are the projections, attention
+scores and contexts, feed-forward, embedding projection, predictors, routers, off-ramps and the head; softmax, norms,
+activations, sorting and gathering are not, for any model. A method is charged for what it executes, the dense
+baseline for all positions of the setting: "none" (each text at its own length), "batch" (the longest of its batch) or
+"sequence" (the task's input length). Because padded settings let a method win by throwing pads away, each one carries
+what unpadding alone gives.
+
 Speed-ups are ratios of sums over texts; the mean of the texts' own ratios stands beside.
 """
 
@@ -89,7 +91,7 @@ class CostTotals:
         }
 
     def _cost_share(self) -> Tensor:
-        """Share of tokens per layer that costs what was executed, when tokens are dropped before the layer and nothing decides.
+        """Share of tokens per layer that costs what was executed, if tokens drop before the layer at no overhead.
 
         Overhead is spread over the layers in proportion, as far as a layer can take it.
         """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TASKS = {"embedded": EMBEDDED, "local": GLUE, "paper": GLUE}
 WORTH = {
-    "embedded": "a small pre-trained model on small data sets: shows the machinery at work, reproduces no published number",
+    "embedded": "a small model and small data: shows the machinery at work, reproduces no published number",
     "local": "your model and data",
     "paper": "the published checkpoints and data sets",
 }

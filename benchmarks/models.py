@@ -28,7 +28,8 @@ class ModelRef:
     """A pre-trained encoder.
 
     Attributes:
-        title: as tables print it. source: hub name or folder. identity: hub name, or "sha256:..." of a folder's weights.
+        title: as tables print it. source: hub name or folder. identity: hub name, or "sha256:..." of a folder's
+            weights.
         family: model type ("bert"), from its configuration or, for hub names, from the name.
     """
 

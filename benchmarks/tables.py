@@ -1,7 +1,8 @@
 """Tables from records: Table 3 (and its kind) as data, for the terminal, as Markdown, CSV and LaTeX.
 
-One row per model, method and padding; one column per task; a cell is "score speed-up". A second table sets measured beside
-reported. Scores are in percent, as the papers print them; speed-ups are dense MACs over method MACs, as `benchmarks.flops` says.
+One row per model, method and padding; one column per task; a cell is "score speed-up". A second table sets measured
+beside reported. Scores are in percent, as the papers print them; speed-ups are dense MACs over method MACs, as
+`benchmarks.flops` says.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from benchmarks.reported import Reported, lookup
 from benchmarks.runs import Record
 from benchmarks.tasks import Task
 
-DASH = "–"
+DASH = "\N{EN DASH}"
 PADDING_TITLES = {"none": "No", "batch": "Batch", "sequence": "Sequence", "baseline": DASH}
 PAPER_PADDING = {"none": "no", "batch": "batch", "sequence": "sequence", "baseline": None}
 
@@ -175,7 +176,7 @@ def comparison_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def retention_table(entries: Iterable[Entry]) -> pd.DataFrame:
-    """Per layer, the share of the tokens that decide the label still computed beside the share of all tokens, in percent."""
+    """Per layer, share of the deciding tokens still computed beside the share of all tokens, in percent."""
     rows = []
     for entry in entries:
         for result in entry.record["metrics"]["splits"].values():
@@ -200,8 +201,8 @@ def against_random(frame: pd.DataFrame) -> list[str]:
         found = method.iloc[0]
         verdict = "beats" if found["measured"] > row["measured"] else "does NOT beat"
         lines.append(
-            f"{row['task']}: {found['title']} ({found['measured']:.1f} at {found['speedup']:.2f}x) {verdict} random dropping "
-            f"({row['measured']:.1f} at {row['speedup']:.2f}x)"
+            f"{row['task']}: {found['title']} ({found['measured']:.1f} at {found['speedup']:.2f}x) {verdict} "
+            f"random dropping ({row['measured']:.1f} at {row['speedup']:.2f}x)"
         )
     return lines
 

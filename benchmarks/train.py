@@ -22,7 +22,8 @@ class Compute:
     """Where and how precisely to compute.
 
     Attributes:
-        device: "cpu" or "cuda". dtype: "float32" or "bfloat16" (autocast: matrix products in bfloat16, the rest in float32).
+        device: "cpu" or "cuda". dtype: "float32" or "bfloat16" (autocast: matrix products in bfloat16, the rest in
+            float32).
     """
 
     device: str = "cpu"
@@ -60,7 +61,8 @@ def train_stage(
     Args:
         features: tokenised training rows. seed: of the order of rows and of dropout and sampling.
         on_update: told the rows of each update, for progress.
-        score: of the present weights on held-out training rows, larger is better; used where the stage selects the best epoch.
+        score: of the present weights on held-out training rows, larger is better; used where the stage selects the
+            best epoch.
     Returns:
         Plain data for the record: updates, seconds, mean loss terms of the last tenth.
     Raises:

@@ -26,7 +26,8 @@ class AttentionScores:
     """Attention received by each token, averaged over heads; dead tokens are neither counted nor voters.
 
     Attributes:
-        received: (*tokens) float, sum over query rows of the probability given to this token; sums to the number of rows.
+        received: (*tokens) float, sum over query rows of the probability given to this token; sums to the number of
+            rows.
         diagonal: (*tokens) float, the part of `received` that the token gave to itself.
     """
 

@@ -152,14 +152,14 @@ class Backbone:
         return self.config.pad_token_id + 1 if self.spec.offset_positions else 0
 
     def position_ids(self, input_ids: Tensor) -> Tensor:
-        """Position of each token as the stock model counts them; input_ids (batch, seq_len) -> (batch, seq_len) long."""
+        """Position of each token as the stock model counts; (batch, seq_len) ids -> the same shape, long."""
         if self.spec.offset_positions:
             real = input_ids.ne(self.config.pad_token_id)
             return real.cumsum(dim=1) * real + self.config.pad_token_id
         return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None, position_ids: Tensor) -> Tensor:
-        """Embedding output after norm, dropout and (ALBERT, ELECTRA) projection; (rows, n) -> (rows, n, hidden_size)."""
+        """Embeddings after norm, dropout and (ALBERT, ELECTRA) projection; (rows, n) -> (rows, n, hidden_size)."""
         arguments = {"input_ids": input_ids, "position_ids": position_ids}
         if self.spec.token_types:
             arguments["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
@@ -209,7 +209,7 @@ class Backbone:
         return self.num_layers * layer + self.embedding_macs() * n + self.head_macs(n)
 
     def head_macs(self, tokens: Tensor) -> Tensor:
-        """MACs of the head for sequences of `tokens` (batch,) long; a classifier reads one token whatever the length."""
+        """MACs of the head for sequences of `tokens` (batch,) long; a classifier reads one token of each."""
         if self.head == "span_qa":
             return tokens * (self.hidden_size * self.num_labels)
         return torch.full_like(tokens, self.hidden_size * (self.hidden_size + self.num_labels))

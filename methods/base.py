@@ -1,7 +1,7 @@
 """TokenReducer: a stock transformers encoder that need not compute every token.
 
-1 MAC is one multiply-accumulate of a matrix product; FLOPs = 2 x MACs. Everything else (norms, softmax, activations, index
-work) is not counted, for the dense model and for every method alike.
+1 MAC is one multiply-accumulate of a matrix product; FLOPs = 2 x MACs. Everything else (norms, softmax, activations,
+index work) is not counted, for the dense model and for every method alike.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ class ReducerOutput(ModelOutput):
 class TokenReducer(transformers.PreTrainedModel):
     """Base class of all methods: one stock model, one set of options, hooks that decide what is still computed.
 
-    A method overrides the hooks it needs (`before_layer`, `after_attention`, `after_layer`), `penalties` for its loss terms,
-    and `stages` for its recipe. In `train()` it runs masked, in `eval()` packed; `mode` forces either.
+    A method overrides the hooks it needs (`before_layer`, `after_attention`, `after_layer`), `losses` for its loss
+    terms, and `stages` for its recipe. In `train()` it runs masked, in `eval()` packed; `mode` forces either.
     """
 
     config_class = ReducerConfig
@@ -163,7 +163,7 @@ class TokenReducer(transformers.PreTrainedModel):
         self.options = replace(self.options, **changes)
         self.config.options = asdict(self.options)
 
-    # Hooks --------------------------------------------------------------------------------------------------------------
+    # Hooks
 
     def before_layer(self, state: TokenState) -> Decision | None:
         """Decide on the input of layer `state.layer`; `state.scores` still holds the previous layer's."""
@@ -190,7 +190,7 @@ class TokenReducer(transformers.PreTrainedModel):
         """How the encoder treats a batch for this method."""
         return StateOptions(training=self.training, forwards=self.traits.dropped != "discarded")
 
-    # Recipe -------------------------------------------------------------------------------------------------------------
+    # Recipe
 
     def stages(self, task: Any, recipe: str = "paper") -> list[Stage]:
         """The training recipe for `task` on this reducer's backbone; see `recipe_stages`."""
@@ -222,7 +222,7 @@ class TokenReducer(transformers.PreTrainedModel):
     def after_update(self) -> None:
         """Called after every optimizer update (projections)."""
 
-    # Running ------------------------------------------------------------------------------------------------------------
+    # Running
 
     @contextmanager
     def mode(self, mode: str) -> Iterator[None]:
@@ -262,7 +262,8 @@ class TokenReducer(transformers.PreTrainedModel):
         Returns:
             Logits, trace and, with labels, the loss and its terms.
         Raises:
-            ValueError: an empty batch or sequence, padding on the left, a text longer than the model, shapes that differ.
+            ValueError: an empty batch or sequence, padding on the left, a text longer than the model, shapes that
+                differ.
         """
         if start_positions is not None and end_positions is not None:
             labels = torch.stack((start_positions, end_positions), dim=1)
@@ -290,7 +291,7 @@ class TokenReducer(transformers.PreTrainedModel):
         return ReducerOutput(loss=loss, start_logits=start, end_logits=end, losses=losses, trace=trace)
 
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of each sequence, (batch,): cross-entropy, squared error, or the mean of start and end cross-entropies."""
+        """Loss of each sequence (batch,): cross-entropy, squared error, or the mean over start and end."""
         if self.backbone.head == "span_qa":
             length = logits.shape[1]
             losses = [
@@ -331,7 +332,8 @@ class TokenReducer(transformers.PreTrainedModel):
             raise ValueError("the first token of every sequence must be real; pad on the right (padding_side='right')")
         if input_ids.shape[1] > self.backbone.max_length:
             raise ValueError(
-                f"texts of {input_ids.shape[1]} tokens are longer than the model's {self.backbone.max_length}; truncate them"
+                f"texts of {input_ids.shape[1]} tokens are longer than the model's {self.backbone.max_length}; "
+                "truncate them"
             )
         if labels is not None and len(labels) != len(input_ids):
             raise ValueError(f"{len(labels)} labels for {len(input_ids)} sequences")
@@ -343,7 +345,7 @@ class TokenReducer(transformers.PreTrainedModel):
             labels=labels,
         )
 
-    # Cost ---------------------------------------------------------------------------------------------------------------
+    # Cost
 
     def executed_tokens(self, trace: Trace, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens computed when texts are padded to `length` (batch,) and the method meets the pads.

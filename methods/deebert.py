@@ -2,8 +2,8 @@
 
 Paper: Xin et al., "DeeBERT: Dynamic Early Exiting for Accelerating BERT Inference", ACL 2020,
 https://aclanthology.org/2020.acl-main.204
-Departures by default: texts leave a batch one by one (the public code takes single texts); no untrained off-ramp after the last
-layer (`last_ramp=True` adds it, as released); the frozen backbone takes no part in gradient clipping.
+Departures by default: texts leave a batch one by one (the public code takes single texts); no untrained off-ramp after
+the last layer (`last_ramp=True` adds it, as released); the frozen backbone takes no part in gradient clipping.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class DeeBertOptions(Options):
     """Options; the paper's symbol in brackets.
 
     Attributes:
-        threshold: entropy in nats below which a text leaves [S]; 0 never exits, above ln(num_labels) always does. One value,
-            or one per layer but the last. It may be changed after training (`set_options`).
+        threshold: entropy in nats below which a text leaves [S]; 0 never exits, above ln(num_labels) always does. One
+            value, or one per layer but the last. It may be changed after training (`set_options`).
         last_ramp: also consult an off-ramp after the last layer, which no stage trains: the released behaviour.
     """
 
@@ -82,7 +82,7 @@ class DeeBert(TokenReducer):
         decides="sequence",
         pads="computed",
         unsupported={
-            "regression": "the entropy of a single output is always 0, so the exit rule is undefined (paper, section 3.2)",
+            "regression": "the entropy of a single output is always 0, so the exit rule is undefined",
             "span_qa": "an exit yields one prediction for the text, not one for each token",
         },
     )
@@ -110,7 +110,7 @@ class DeeBert(TokenReducer):
         return Decision(exit=entropy(logits) < self._threshold(state.layer), logits=logits, overhead_macs=overhead)
 
     def losses(self, state: TokenState, logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
-        """The sum of the off-ramps' cross-entropies (equation 3); the model's own head only trains outside that stage."""
+        """The sum of the off-ramps' cross-entropies (section 3.1), alone in its own stage, else beside the head's."""
         if self.stage == FINE_TUNE:
             return super().losses(state, logits, inputs)
         assert inputs.labels is not None

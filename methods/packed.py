@@ -13,7 +13,7 @@ from methods.trace import Trace
 
 
 class PackedState(TokenState):
-    """Tokens as (total_tokens,), sequences end to end, input order within each; [CLS] is the first row of its sequence."""
+    """Tokens as (total_tokens,), sequences end to end in input order; [CLS] is the first row of its sequence."""
 
     mode = "packed"
 

@@ -2,9 +2,9 @@
 
 Paper: Goyal et al., "PoWER-BERT: Accelerating BERT Inference via Progressive Word-vector Elimination", ICML 2020,
 https://proceedings.mlr.press/v119/goyal20a.html
-Departures by default: padding casts no votes (`count_pad_queries=True` lets it, as the public code does); a text shorter than
-a layer's count keeps all its tokens, so no padding to a fixed length is needed; counts are rounded up as in the paper
-(`rounding="floor"` as in the public code).
+Departures by default: padding casts no votes (`count_pad_queries=True` lets it, as the public code does); a text
+shorter than a layer's count keeps all its tokens, so no padding to a fixed length is needed; counts are rounded up as
+in the paper (`rounding="floor"` as in the public code).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -48,7 +49,8 @@ class PowerBertOptions(Options):
     """Options; the paper's symbol in brackets.
 
     Attributes:
-        retention_configuration: tokens kept at each layer, non-increasing [l_1 .. l_L]; None keeps all (before the search).
+        retention_configuration: tokens kept at each layer, non-increasing [l_1 .. l_L]; None keeps all (before the
+            search).
         search_weight: pressure on the retention parameters in the search [lambda].
         max_length: padded length that the counts refer to [N]; length of the retention vectors.
         rounding: of learned mass to counts, "ceil" (paper) or "floor" (public code).
@@ -69,9 +71,7 @@ class PowerBertOptions(Options):
 
     def __post_init__(self) -> None:
         counts = self.retention_configuration
-        if counts is not None and (
-            not counts or min(counts) < 1 or any(a < b for a, b in zip(counts, counts[1:], strict=False))
-        ):
+        if counts is not None and (not counts or min(counts) < 1 or any(a < b for a, b in pairwise(counts))):
             raise ValueError(f"retention_configuration must be non-increasing counts of at least 1, got {counts}")
         if self.rounding not in ("ceil", "floor"):
             raise ValueError(f"rounding must be 'ceil' or 'floor', got '{self.rounding}'")
@@ -80,7 +80,7 @@ class PowerBertOptions(Options):
 
 
 def retention_counts(retention: Tensor, rounding: str) -> tuple[int, ...]:
-    """Counts per layer from retention parameters (layers, max_length): rounded mass, at least 1, never rising (section 3.4)."""
+    """Counts per layer from retention parameters (layers, max_length): rounded mass, at least 1, never rising."""
     counts: list[int] = []
     for mass in retention.detach().double().sum(dim=1).tolist():
         # A mass that is whole up to float error must not be rounded up or down by that error.
@@ -156,7 +156,7 @@ class PowerBert(TokenReducer):
         )
 
     def executed_tokens(self, trace: Trace, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """With padded inputs the counts are absolute: attention of layer j runs on l_(j-1), feed-forward on l_j (section 5)."""
+        """With padded inputs counts are absolute: attention of layer j runs on l_(j-1), feed-forward on l_j."""
         counts = self.options.retention_configuration or (int(length.max()),) * self.backbone.num_layers
         ffn = torch.minimum(torch.tensor(counts, device=length.device), length.unsqueeze(1))
         attention = torch.cat((length.unsqueeze(1), ffn[:, :-1]), dim=1)
@@ -171,8 +171,9 @@ class PowerBert(TokenReducer):
         bound = reachability(stage.groups[0].learning_rate, updates)
         if bound < 1:
             warnings.warn(
-                f"PoWER-BERT search: {updates} updates can lower a retention parameter by {bound:.2f} at most, so no layer "
-                f"keeps fewer than {(1 - bound):.0%} of {self.options.max_length} tokens; raise its learning rate or epochs",
+                f"PoWER-BERT search: {updates} updates can lower a retention parameter by {bound:.2f} at most, so no "
+                f"layer keeps fewer than {(1 - bound):.0%} of {self.options.max_length} tokens; raise its learning "
+                "rate or epochs",
                 stacklevel=2,
             )
 

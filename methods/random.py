@@ -1,6 +1,7 @@
 """Random: drops tokens at random to a given schedule. The sanity baseline that every method must beat.
 
-No paper. The draw depends on the text, the seed and the position alone, so padding, batch mates and the run mode change nothing.
+No paper. The draw depends on the text, the seed and the position alone, so padding, batch mates and the run mode
+change nothing.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class RandomOptions(Options):
     """Options.
 
     Attributes:
-        keep_schedule: share of a text's tokens that each layer keeps, one per layer, each in (0, 1]; None halves the number of
-            tokens over the depth of the model.
+        keep_schedule: share of a text's tokens that each layer keeps, one per layer, each in (0, 1]; None halves the
+            number of tokens over the depth of the model.
         draw: seed of the draw.
     """
 

@@ -16,7 +16,7 @@ DECAYS = ("linear", "linear_unshifted", "constant")
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterGroup:
-    """Parameters whose name matches one of `patterns` (shell-style, on the reducer's names) and how they are updated."""
+    """Parameters whose name in the reducer matches one of `patterns` (shell-style), and how they are updated."""
 
     patterns: tuple[str, ...] = ("*",)
     learning_rate: float

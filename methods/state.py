@@ -5,8 +5,8 @@ Both run modes offer the same operations on a different layout, so a method is w
 - masked: `(batch, seq_len)` leading dimensions, nothing removed, gradients reach the decisions;
 - packed: `(total_tokens,)` leading dimension, removed tokens are gone.
 
-Below, `*tokens` stands for these leading dimensions and `sequences` for the sequences present: the whole batch in masked
-mode, those that have not exited in packed mode.
+Below, `*tokens` stands for these leading dimensions and `sequences` for the sequences present: the whole batch in
+masked mode, those that have not exited in packed mode.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class TokenState(ABC):
         self.notes: dict[str, list[Any]] = defaultdict(list)
         self.extras = Extras()
 
-    # What hooks may ask -------------------------------------------------------------------------------------------------
+    # What hooks may ask
 
     @abstractmethod
     def counts(self) -> Tensor:
@@ -153,7 +153,7 @@ class TokenState(ABC):
 
     @abstractmethod
     def rank(self, values: Tensor) -> Tensor:
-        """Rank of each live token's value (*tokens) within its sequence: 0 = largest, ties to the earlier; (*tokens) long."""
+        """Rank (*tokens) of each live token's value in its sequence: 0 = largest, ties to the earlier token."""
 
     @abstractmethod
     def sum(self, values: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class TokenState(ABC):
 
     @abstractmethod
     def expand(self, values: Tensor) -> Tensor:
-        """One value per sequence to one per token; (sequences, ...) -> (*tokens, ...) or a shape that broadcasts to it."""
+        """One value per sequence to one per token; (sequences, ...) -> (*tokens, ...), or what broadcasts to it."""
 
     @abstractmethod
     def first_tokens(self) -> Tensor:
@@ -171,7 +171,7 @@ class TokenState(ABC):
         own, replaced = backbone.attention_dropout(layer), self._options.attention_dropout
         return own if replaced is None or not self.training else replaced
 
-    # What the encoder does ----------------------------------------------------------------------------------------------
+    # What the encoder does
 
     @property
     @abstractmethod

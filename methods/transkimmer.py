@@ -1,9 +1,11 @@
 """Transkimmer: a small predictor before each layer learns which tokens skip all the rest.
 
-Paper: Guan et al., "Transkimmer: Transformer Learns to Layer-wise Skim", ACL 2022, https://aclanthology.org/2022.acl-long.502
-Departures by default: attention weights of kept tokens are renormalised, so that masking equals removal (equation 4 does not:
-`skim_attention="unnormalised"`); the skim loss counts real tokens (`skim_loss_over="padded"` counts pads, as published);
-evaluation takes the likelier choice instead of sampling (`sample_in_eval`). Not covered: skimming in pre-training.
+Paper: Guan et al., "Transkimmer: Transformer Learns to Layer-wise Skim", ACL 2022,
+https://aclanthology.org/2022.acl-long.502
+Departures by default: attention weights of kept tokens are renormalised, so that masking equals removal (equation 4
+does not: `skim_attention="unnormalised"`); the skim loss counts real tokens (`skim_loss_over="padded"` counts pads, as
+published); evaluation takes the likelier choice instead of sampling (`sample_in_eval`). Not covered: skimming in
+pre-training.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class TranskimmerOptions(Options):
 
     Attributes:
         skim_weight: weight of the skim loss [lambda]; 0 trains without pressure to skim.
-        temperature: of the Gumbel-softmax [tau]; 1.0 in the public code, 0.1 in the paper. Only the gradient depends on it.
+        temperature: of the Gumbel-softmax [tau]; 1.0 in the public code, 0.1 in the paper. Only the gradient depends
+            on it.
         skim_warmup: share of the training over which the skim weight rises from 0; the paper has none.
         predictor_norm: LayerNorm in front of the predictor; in the public code, not in the paper's text.
         skim_attention: "renormalised", "unnormalised" (equation 4) or "epsilon" (evaluation branch); masked mode only.
@@ -61,7 +64,7 @@ class TranskimmerOptions(Options):
 
 
 class SkimPredictor(nn.Sequential):
-    """(LayerNorm) - Linear - LayerNorm - GELU - Linear: (*tokens, hidden_size) -> (*tokens, 2), logits of skim and keep."""
+    """(LayerNorm) - Linear - LayerNorm - GELU - Linear; (*tokens, hidden_size) -> (*tokens, 2): skim, keep."""
 
     def __init__(self, hidden_size: int, *, leading_norm: bool) -> None:
         first, last = nn.Linear(hidden_size, hidden_size), nn.Linear(hidden_size, 2)
