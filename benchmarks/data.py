@@ -40,6 +40,10 @@ class DataSource:
     kind: Literal["data_dir", "hub", "embedded"]
     path: Path | None = None  # data_dir: the folder; embedded: a home other than skimbench_home(); hub: unused
 
+    def __post_init__(self) -> None:
+        if self.kind == "data_dir" and self.path is None:
+            raise ValueError("rows of kind 'data_dir' need the path of the folder")
+
 
 class Feature(TypedDict):
     """One tokenised example of n tokens."""
@@ -84,16 +88,13 @@ def _read(task: Task, split: str, source: DataSource) -> tuple[datasets.Dataset,
     """Unchecked rows and what to call their origin in a message."""
     if source.kind == "hub":
         return _read_hub(task, split)
-    if source.kind == "embedded":
-        root = (source.path or skimbench_home()) / "data"
-        hint = "; `./reproduce.sh setup` prepares the embedded data"
-    else:
-        root = source.path or Path()
-        hint = ""
-    folders = [root / task.name, root / "glue" / task.name]
+    home = source.path or skimbench_home()
+    embedded = source.kind == "embedded"
+    folders = [home / "data" / task.name] if embedded else [home / task.name, home / "glue" / task.name]
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:
-        raise UserError(f"no rows of {task.name}: neither {folders[0]} nor {folders[1]} is a folder{hint}")
+        hint = "`./reproduce.sh setup` prepares the embedded data" if embedded else "check --data-dir"
+        raise UserError(f"no rows of {task.name}: there is no folder {' or '.join(map(str, folders))}; {hint}")
     files = split_files(folder, split)
     return read_rows(files), str(files[0] if len(files) == 1 else folder / f"{split}-*{files[0].suffix}")
 

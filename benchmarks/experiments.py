@@ -201,7 +201,6 @@ def _compute(experiment: Experiment, store: RunStore, report: Report) -> dict[st
         _load_start(experiment, stage, number, reducer, store, report)
         if stage.name == FINE_TUNE and experiment.method != "dense":
             continue  # the shared dense run trained it, and it was loaded as the stage's result
-        units = units_per_row(stage)
         history.append(
             train_stage(
                 reducer,
@@ -210,7 +209,7 @@ def _compute(experiment: Experiment, store: RunStore, report: Report) -> dict[st
                 pad_id,
                 seed=experiment.seed,
                 compute=setting.compute,
-                on_update=lambda rows, units=units: report(rows * units),
+                on_update=_in_units(report, units_per_row(stage)),
                 score=held_out_score if selects else None,
             )
         )
@@ -228,11 +227,17 @@ def _compute(experiment: Experiment, store: RunStore, report: Report) -> dict[st
     }
 
 
+def _in_units(report: Report, per_row: float) -> Callable[[int], None]:
+    """Tells `report` of each number of rows as units of work."""
+    return lambda rows: report(rows * per_row)
+
+
 def _fresh(experiment: Experiment) -> TokenReducer:
     """The method on the pre-trained model, head and predictors drawn from the seed."""
     torch.manual_seed(experiment.seed)
     model = load_model(experiment.model, experiment.task)
-    return methods.create(experiment.method, model, **experiment.options).to(experiment.setting.compute.device)
+    reducer = methods.create(experiment.method, model, **experiment.options)
+    return reducer.to(experiment.setting.compute.device)  # type: ignore[arg-type]  # as in `TokenReducer.around`
 
 
 def _load_start(

@@ -97,6 +97,7 @@ class CostTotals:
         """
         projections, feed_forward = self.layer_macs
         executed = self.attention_tokens * projections + self.ffn_tokens * feed_forward
+        assert isinstance(executed, Tensor)
         share = executed / (self.tokens * (projections + feed_forward))
         return (share * (1 + self.overhead / float(executed.sum()))).clamp(max=1.0)
 

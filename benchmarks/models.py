@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.errors import UserError
 from benchmarks.tasks import Task
@@ -89,7 +89,7 @@ def load_model(ref: ModelRef, task: Task) -> PreTrainedModel:
 
     heads = {"span_qa": transformers.AutoModelForQuestionAnswering}
     loader = heads.get(task.kind, transformers.AutoModelForSequenceClassification)
-    settings = {"num_labels": task.num_labels}
+    settings: dict[str, Any] = {"num_labels": task.num_labels}
     if task.kind == "regression":
         settings["problem_type"] = "regression"
     with _quiet_transformers():

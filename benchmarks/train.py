@@ -147,7 +147,8 @@ class _Best:
 
     def __init__(self, reducer: TokenReducer, score: Callable[[TokenReducer], float] | None) -> None:
         self._reducer, self._score = reducer, score
-        self._value, self._weights = -math.inf, None
+        self._value = -math.inf
+        self._weights: dict[str, Any] | None = None
 
     def consider(self) -> None:
         if self._score is None:

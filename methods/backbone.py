@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 import torch
 import transformers
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 HEADS = ("classification", "regression", "span_qa")
+StockModule = Any  # a stock model, encoder or layer, whose parts differ by family and are found by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,49 +27,49 @@ class BackboneSpec:
     """One encoder family; every path is dotted, relative to the layer, the encoder or the model as its name says."""
 
     encoder: str  # attribute of the task model that holds embeddings and layers
-    layers: Callable[[nn.Module], list[nn.Module]]  # encoder -> layers in order of execution
+    layers: Callable[[StockModule], list[nn.Module]]  # encoder -> layers in order of execution
     query: str = "attention.self.query"
     key: str = "attention.self.key"
     value: str = "attention.self.value"
     attention_dropout: str = "attention.self.dropout"
-    finish_attention: Callable[[nn.Module, Tensor, Tensor], Tensor] = lambda layer, context, hidden: (
+    finish_attention: Callable[[StockModule, Tensor, Tensor], Tensor] = lambda layer, context, hidden: (
         layer.attention.output(context, hidden)
     )
-    feed_forward: Callable[[nn.Module, Tensor], Tensor] = lambda layer, hidden: layer.output(
+    feed_forward: Callable[[StockModule, Tensor], Tensor] = lambda layer, hidden: layer.output(
         layer.intermediate(hidden), hidden
     )
-    project_embeddings: Callable[[nn.Module], nn.Module | None] = lambda encoder: None  # narrower embeddings -> hidden
-    classify: Callable[[nn.Module, Tensor], Tensor]  # model, (batch, 1, hidden_size) -> (batch, num_labels)
+    project_embeddings: Callable[[StockModule], nn.Linear | None] = lambda encoder: None  # narrow embeddings -> hidden
+    classify: Callable[[StockModule, Tensor], Tensor]  # model, (batch, 1, hidden_size) -> (batch, num_labels)
     first_dense: str  # path in the model of the dense layer that the classification head starts with
-    span: Callable[[nn.Module, Tensor], Tensor] = lambda model, hidden: model.qa_outputs(hidden)
+    span: Callable[[StockModule, Tensor], Tensor] = lambda model, hidden: model.qa_outputs(hidden)
     token_types: bool = True  # the embeddings take token_type_ids
     offset_positions: bool = False  # RoBERTa: positions count real tokens and start after the padding index
     num_heads: str = "num_attention_heads"
     intermediate_size: str = "intermediate_size"
 
 
-def _albert_layers(encoder: nn.Module) -> list[nn.Module]:
+def _albert_layers(encoder: StockModule) -> list[nn.Module]:
     """ALBERT runs the layers of a group again and again; the list repeats them as often as they run."""
     config, groups = encoder.config, encoder.encoder.albert_layer_groups
     passes_per_group = config.num_hidden_layers / config.num_hidden_groups
     return [layer for i in range(config.num_hidden_layers) for layer in groups[int(i / passes_per_group)].albert_layers]
 
 
-def _albert_feed_forward(layer: nn.Module, hidden: Tensor) -> Tensor:
+def _albert_feed_forward(layer: StockModule, hidden: Tensor) -> Tensor:
     return layer.full_layer_layer_norm(layer.ff_chunk(hidden) + hidden)
 
 
-def _albert_finish_attention(layer: nn.Module, context: Tensor, hidden: Tensor) -> Tensor:
+def _albert_finish_attention(layer: StockModule, context: Tensor, hidden: Tensor) -> Tensor:
     attention = layer.attention
     return attention.LayerNorm(hidden + attention.output_dropout(attention.dense(context)))
 
 
-def _albert_classify(model: nn.Module, hidden: Tensor) -> Tensor:
+def _albert_classify(model: StockModule, hidden: Tensor) -> Tensor:
     pooled = model.albert.pooler_activation(model.albert.pooler(hidden[:, 0]))
     return model.classifier(model.dropout(pooled))
 
 
-def _distilbert_classify(model: nn.Module, hidden: Tensor) -> Tensor:
+def _distilbert_classify(model: StockModule, hidden: Tensor) -> Tensor:
     return model.classifier(model.dropout(F.relu(model.pre_classifier(hidden[:, 0]))))
 
 
@@ -133,12 +135,12 @@ class Backbone:
         ValueError: the family or the head is not supported; names what is.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        config = model.config
+    def __init__(self, model: transformers.PreTrainedModel) -> None:
+        config: Any = model.config  # its fields differ by family
         self.model, self.config = model, config
         self.head = head_of(model)
         self.spec = SPECS[config.model_type]
-        self.encoder: nn.Module = getattr(model, self.spec.encoder)
+        self.encoder: StockModule = getattr(model, self.spec.encoder)
         self.layers: list[nn.Module] = self.spec.layers(self.encoder)
         self.num_layers = len(self.layers)
         self.hidden_size: int = config.hidden_size
@@ -221,7 +223,7 @@ def head_of(model: nn.Module) -> str:
     Raises:
         ValueError: a family or a head that is not supported.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     family = getattr(config, "model_type", type(model).__name__)
     if family not in SPECS:
         raise ValueError(f"backbone '{family}' is not supported; use one of: {', '.join(SPECS)}")
@@ -234,7 +236,7 @@ def head_of(model: nn.Module) -> str:
     raise ValueError(f"{name} has no supported head; use a *ForSequenceClassification or *ForQuestionAnswering model")
 
 
-def build_model(architecture: str, config: transformers.PreTrainedConfig) -> nn.Module:
+def build_model(architecture: str, config: transformers.PreTrainedConfig) -> transformers.PreTrainedModel:
     """A stock task model with fresh weights; `architecture` is its class name, checked against the supported families.
 
     Raises:

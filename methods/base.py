@@ -156,7 +156,8 @@ class TokenReducer(transformers.PreTrainedModel):
         checked = _build_options(cls.options_class, cls.method_name, options)
         reducer = cls(ReducerConfig.of(cls.method_name, checked, model), model)
         reducer.train(model.training)
-        return reducer.to(device=model.device, dtype=model.dtype)
+        # transformers wraps `to` such that type checkers take it for a plain function, without its `self`.
+        return reducer.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
 
     def set_options(self, **changes: Any) -> None:
         """Replace some options (a searched configuration, a threshold); they are saved with the model."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +101,7 @@ class DeeBert(TokenReducer):
         """Leave with the off-ramp's logits where their entropy is below the threshold, strictly."""
         if state.layer >= len(self.off_ramps):
             return None
-        ramp = self.off_ramps[state.layer]
+        ramp = cast(OffRamp, self.off_ramps[state.layer])
         logits = ramp(state.first_tokens())
         overhead = torch.full((len(logits),), ramp.macs, device=logits.device)
         if self.training:
@@ -135,7 +135,7 @@ class DeeBert(TokenReducer):
         if recipe == "short":
             ramps = short_stage(RAMP_STAGE, start="previous", epochs=2, added=_ramps(1e-3), frozen=True)
             return [fine_tuning_stage(recipe), ramps]
-        shared = {"epochs": 10 if family == "roberta" else 3, "batch_size": 8, "max_grad_norm": 1.0}
+        shared: dict[str, Any] = {"epochs": 10 if family == "roberta" else 3, "batch_size": 8, "max_grad_norm": 1.0}
         return [
             Stage(name=FINE_TUNE, start="pretrained", groups=(ParameterGroup(learning_rate=2e-5),), **shared),
             Stage(name=RAMP_STAGE, groups=_ramps(2e-5), **shared),

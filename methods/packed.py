@@ -63,7 +63,7 @@ class PackedState(TokenState):
     def begin_layer(self, index: int) -> None:
         self.layer = index
         self.extras = Extras()
-        self._layer_input = self.hidden
+        self._layer_input: Tensor | None = self.hidden  # None once the layer is done
 
     def apply(self, decision: Decision) -> None:
         if decision.gate is not None and torch.is_grad_enabled() and decision.gate.requires_grad:
@@ -159,6 +159,7 @@ class PackedState(TokenState):
 
     def _leap(self, run: Tensor) -> None:
         """Set aside the tokens that do not `run` this layer."""
+        assert self._layer_input is not None  # leaps are decided before the layer
         index = run.nonzero().squeeze(1)
         counts = segment_sum(run.long(), self._index, len(self._counts))
         self._leaping = (

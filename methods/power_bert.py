@@ -205,7 +205,12 @@ class PowerBert(TokenReducer):
                 short_stage("retrain", start="previous", epochs=1),
             ]
         rate, soft_rate, _, batch_size = HYPERPARAMETERS.get(task.name, DEFAULT_HYPERPARAMETERS)
-        shared = {"warmup": WARMUP, "decay": "linear_unshifted", "adam_epsilon": ADAM_EPSILON, "batch_size": batch_size}
+        shared: dict[str, Any] = {
+            "warmup": WARMUP,
+            "decay": "linear_unshifted",
+            "adam_epsilon": ADAM_EPSILON,
+            "batch_size": batch_size,
+        }
         soft = (ParameterGroup(patterns=("retention",), learning_rate=soft_rate, clipped=False), *_group(rate))
         return [
             Stage(name=FINE_TUNE, start="pretrained", groups=_group(rate), select="best", **shared),

@@ -11,7 +11,7 @@ pre-training.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +99,7 @@ class Transkimmer(TokenReducer):
 
     def before_layer(self, state: TokenState) -> Decision:
         """Choose which live tokens this layer still computes (section 3.2, equations 1 to 3)."""
-        predictor = self.predictors[state.layer]
+        predictor = cast(SkimPredictor, self.predictors[state.layer])
         logits = predictor(state.hidden).float()  # (*tokens, 2): skim, keep
         overhead = state.counts() * predictor.macs_per_token
         if not self.training and not self.options.sample_in_eval:

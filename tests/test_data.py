@@ -205,12 +205,17 @@ def test_bytes_that_are_not_utf_8_are_named(tmp_path):
 def test_missing_folders_splits_and_doubles_are_named(tmp_path):
     source = DataSource("data_dir", tmp_path)
     text = message(lambda: load_rows(SST2, "train", source))
-    assert str(tmp_path / "sst2") in text and str(tmp_path / "glue" / "sst2") in text
+    assert f"no folder {tmp_path / 'sst2'} or {tmp_path / 'glue' / 'sst2'}; check --data-dir" in text
     write_task(tmp_path, rows=GOOD)
     text = message(lambda: load_rows(SST2, "validation", source))
     assert all(part in text for part in ["split 'validation'", ".jsonl", "the splits there: train"])
     write_task(tmp_path, suffix=".csv", text="sentence,label\na,1\n")
     assert "more than once: train.csv, train.jsonl" in message(lambda: load_rows(SST2, "train", source))
+
+
+def test_a_data_dir_source_needs_its_folder():
+    with pytest.raises(ValueError, match="need the path"):
+        DataSource("data_dir")
 
 
 def test_a_number_of_samples_below_one_is_refused(tmp_path):
