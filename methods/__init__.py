@@ -7,16 +7,8 @@ reducer = methods.create("transkimmer", model, skim_weight=0.3)
 from importlib import import_module
 from pkgutil import iter_modules
 
-from methods.base import (
-    PADDINGS,
-    Options,
-    ReducerConfig,
-    ReducerOutput,
-    TokenReducer,
-    Traits,
-    create,
-    load,
-)
+from methods.base import TokenReducer, create, load
+from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Traits
 from methods.recipes import ParameterGroup, Stage
 from methods.registry import available, lookup, register
 from methods.state import Decision, Inputs, TokenState

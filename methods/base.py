@@ -6,114 +6,23 @@ index work) is not counted, for the dense model and for every method alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.utils import ModelOutput
 
-from methods.backbone import HEADS, Backbone, build_model, head_of
+from methods.backbone import Backbone, build_model, head_of
+from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Traits, build_options
 from methods.encoder import MODES, encode
-from methods.recipes import FINE_TUNE, ParameterGroup, Stage
+from methods.recipes import Stage, fine_tuning_stage
 from methods.registry import lookup
 from methods.state import Decision, Inputs, StateOptions, TokenState
 from methods.trace import Trace
-
-PADDINGS = ("none", "batch", "sequence")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """A method's knobs: frozen, plain values, checked when built. Subclasses add fields."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Traits:
-    """What a method is and can do; tests, tables and figures read abilities here and nowhere else.
-
-    Attributes:
-        title: as the papers print it.
-        optimization, decision_input, dropped, strategy: the columns of Transkimmer's Table 1.
-        decides: "token", "sequence" or "nothing".
-        learns: it has something to train beyond the backbone, or trains the backbone in a way of its own.
-        unsupported: head -> the reason from the method's definition.
-        pads: what happens to padding in a padded setting: "removed" (never computed) or "computed" (like real tokens).
-    """
-
-    title: str
-    optimization: str = "none"
-    decision_input: str = "none"
-    dropped: str = "none"
-    strategy: str = "none"
-    decides: str = "token"
-    learns: bool = True
-    unsupported: Mapping[str, str] = field(default_factory=dict)
-    pads: str = "removed"
-
-
-class ReducerConfig(transformers.PreTrainedConfig):
-    """Configuration of a reducer: the stock model's class and configuration, the method's name and its options."""
-
-    model_type = "skimbench"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["losses", "trace"]
-
-    def __init__(
-        self,
-        method: str = "dense",
-        options: dict[str, Any] | None = None,
-        backbone_class: str = "BertForSequenceClassification",
-        backbone_config: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.method = method
-        self.options = dict(options or {})
-        self.backbone_class = backbone_class
-        self.backbone_config = dict(backbone_config or {"model_type": "bert"})
-        super().__init__(**kwargs)
-
-    @classmethod
-    def of(cls, method: str, options: Options, model: transformers.PreTrainedModel) -> ReducerConfig:
-        """The configuration of `method` with `options` around `model`."""
-        config = model.config
-        return cls(
-            method=method,
-            options=asdict(options),
-            backbone_class=type(model).__name__,
-            backbone_config=config.to_dict(),
-            id2label=config.id2label,
-            label2id=config.label2id,
-            problem_type=config.problem_type,
-        )
-
-    def stock_config(self) -> transformers.PreTrainedConfig:
-        """The stock model's own configuration object."""
-        values = dict(self.backbone_config)
-        return transformers.AutoConfig.for_model(values.pop("model_type"), **values)
-
-
-@dataclass
-class ReducerOutput(ModelOutput):
-    """Result of a forward pass.
-
-    Attributes:
-        loss: scalar, the sum of `losses`; None without labels.
-        logits: (batch, num_labels); None for span heads.
-        start_logits, end_logits: (batch, seq_len); span heads only; the lowest value of the dtype on padding.
-        losses: the terms of `loss` by name.
-        trace: what was computed.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    start_logits: Tensor | None = None
-    end_logits: Tensor | None = None
-    losses: dict[str, Tensor] | None = None
-    trace: Trace | None = None
 
 
 class TokenReducer(transformers.PreTrainedModel):
@@ -133,7 +42,7 @@ class TokenReducer(transformers.PreTrainedModel):
         super().__init__(config)
         self.model = model if model is not None else build_model(config.backbone_class, config.stock_config())
         self.backbone = Backbone(self.model)
-        self.options: Any = _build_options(self.options_class, self.method_name, config.options)
+        self.options: Any = build_options(self.options_class, self.method_name, config.options)
         self.stage: str | None = None  # name of the training stage under way
         self.progress = 1.0  # share of that stage's updates done
         self._forced_mode: str | None = None
@@ -153,7 +62,7 @@ class TokenReducer(transformers.PreTrainedModel):
     def around(cls, model: transformers.PreTrainedModel, **options: Any) -> TokenReducer:
         """Wrap `model`, whose weights are shared, not copied."""
         head_of(model)
-        checked = _build_options(cls.options_class, cls.method_name, options)
+        checked = build_options(cls.options_class, cls.method_name, options)
         reducer = cls(ReducerConfig.of(cls.method_name, checked, model), model)
         reducer.train(model.training)
         # transformers wraps `to` such that type checkers take it for a plain function, without its `self`.
@@ -392,42 +301,6 @@ class TokenReducer(transformers.PreTrainedModel):
         return layers + trace.overhead_macs + backbone.embedding_macs() * entered + head
 
 
-def fine_tuning_stage(recipe: str) -> Stage:
-    """Ordinary fine-tuning of every parameter: the common first stage, and all there is to the dense model."""
-    if recipe == "short":
-        return short_stage(FINE_TUNE, start="pretrained", epochs=3)
-    return Stage(name=FINE_TUNE, start="pretrained", epochs=3, groups=(ParameterGroup(learning_rate=2e-5),))
-
-
-def short_stage(
-    name: str, *, start: str, epochs: float, added: tuple[ParameterGroup, ...] = (), frozen: bool = False
-) -> Stage:
-    """A stage of the short recipe: what a small model learns from a few thousand rows in a minute or two.
-
-    Args:
-        added: groups beside (and before) the backbone's. frozen: the backbone does not train.
-    """
-    backbone = () if frozen else (ParameterGroup(learning_rate=5e-5),)
-    groups = (*added, *backbone)
-    return Stage(
-        name=name, start=start, epochs=epochs, groups=groups, warmup=0.1, max_grad_norm=1.0, group_by_length=True
-    )
-
-
-def _build_options(options_class: type[Options], method: str, values: Mapping[str, Any]) -> Options:
-    """Options from plain values (lists become tuples); an unknown name is a ValueError that lists the known ones."""
-    known = [f.name for f in fields(options_class)]
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        listed = ", ".join(known) or "none"
-        raise ValueError(f"{method} has no option '{unknown[0]}'; its options: {listed}")
-    return options_class(**{key: _tuples(value) for key, value in values.items()})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
-
-
 def create(name: str, model: transformers.PreTrainedModel, **options: Any) -> TokenReducer:
     """Put the method `name` on `model`, a supported `*ForSequenceClassification` or `*ForQuestionAnswering`.
 
@@ -450,17 +323,3 @@ def load(path: str, **kwargs: Any) -> TokenReducer:
     if not isinstance(config, ReducerConfig) or config.model_type != ReducerConfig.model_type:
         raise ValueError(f"'{path}' holds a '{config.model_type}' model, not a saved reducer")
     return lookup(config.method).from_pretrained(path, config=config, use_safetensors=True, **kwargs)
-
-
-__all__ = [
-    "HEADS",
-    "PADDINGS",
-    "Options",
-    "ReducerConfig",
-    "ReducerOutput",
-    "TokenReducer",
-    "Trace",
-    "Traits",
-    "create",
-    "load",
-]

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Options, TokenReducer, Traits, fine_tuning_stage, short_stage
-from methods.recipes import FINE_TUNE, ParameterGroup, Stage
+from methods.base import TokenReducer
+from methods.config import Options, Traits
+from methods.recipes import FINE_TUNE, ParameterGroup, Stage, fine_tuning_stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, TokenState
 

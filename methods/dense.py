@@ -5,7 +5,8 @@ Packed mode still drops padding, so `dense` in packed mode is what unpadding alo
 
 from __future__ import annotations
 
-from methods.base import TokenReducer, Traits
+from methods.base import TokenReducer
+from methods.config import Traits
 from methods.registry import register
 
 

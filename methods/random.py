@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from methods.base import Options, TokenReducer, Traits, short_stage
-from methods.recipes import ParameterGroup, Stage
+from methods.base import TokenReducer
+from methods.config import Options, Traits
+from methods.recipes import ParameterGroup, Stage, short_stage
 from methods.registry import register
 from methods.state import Decision, TokenState
 

@@ -94,3 +94,25 @@ def rate_factor(stage: Stage, update: int, updates: int) -> float:
     if stage.decay == "linear_unshifted":
         return 1 - (update + 1) / updates
     return (updates - update) / max(1, updates - rising)
+
+
+def fine_tuning_stage(recipe: str) -> Stage:
+    """Ordinary fine-tuning of every parameter: the common first stage, and all there is to the dense model."""
+    if recipe == "short":
+        return short_stage(FINE_TUNE, start="pretrained", epochs=3)
+    return Stage(name=FINE_TUNE, start="pretrained", epochs=3, groups=(ParameterGroup(learning_rate=2e-5),))
+
+
+def short_stage(
+    name: str, *, start: str, epochs: float, added: tuple[ParameterGroup, ...] = (), frozen: bool = False
+) -> Stage:
+    """A stage of the short recipe: what a small model learns from a few thousand rows in a minute or two.
+
+    Args:
+        added: groups beside (and before) the backbone's. frozen: the backbone does not train.
+    """
+    backbone = () if frozen else (ParameterGroup(learning_rate=5e-5),)
+    groups = (*added, *backbone)
+    return Stage(
+        name=name, start=start, epochs=epochs, groups=groups, warmup=0.1, max_grad_norm=1.0, group_by_length=True
+    )

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.attention import NORMALISATIONS
-from methods.base import Options, TokenReducer, Traits, short_stage
-from methods.recipes import ParameterGroup, Stage
+from methods.base import TokenReducer
+from methods.config import Options, Traits
+from methods.recipes import ParameterGroup, Stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.told import build  # noqa: F401  (a fixture of the engine's tests)
+
 torch.set_num_threads(1)  # tiny tensors: threads only cost
 
 

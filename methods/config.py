@@ -1,0 +1,118 @@
+"""What a reducer is made from and what it gives back: options, traits, saved configuration, output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar
+
+import transformers
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from methods.trace import Trace
+
+PADDINGS = ("none", "batch", "sequence")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """A method's knobs: frozen, plain values, checked when built. Subclasses add fields."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a method is and can do; tests, tables and figures read abilities here and nowhere else.
+
+    Attributes:
+        title: as the papers print it.
+        optimization, decision_input, dropped, strategy: the columns of Transkimmer's Table 1.
+        decides: "token", "sequence" or "nothing".
+        learns: it has something to train beyond the backbone, or trains the backbone in a way of its own.
+        unsupported: head -> the reason from the method's definition.
+        pads: what happens to padding in a padded setting: "removed" (never computed) or "computed" (like real tokens).
+    """
+
+    title: str
+    optimization: str = "none"
+    decision_input: str = "none"
+    dropped: str = "none"
+    strategy: str = "none"
+    decides: str = "token"
+    learns: bool = True
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+    pads: str = "removed"
+
+
+class ReducerConfig(transformers.PreTrainedConfig):
+    """Configuration of a reducer: the stock model's class and configuration, the method's name and its options."""
+
+    model_type = "skimbench"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["losses", "trace"]
+
+    def __init__(
+        self,
+        method: str = "dense",
+        options: dict[str, Any] | None = None,
+        backbone_class: str = "BertForSequenceClassification",
+        backbone_config: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.method = method
+        self.options = dict(options or {})
+        self.backbone_class = backbone_class
+        self.backbone_config = dict(backbone_config or {"model_type": "bert"})
+        super().__init__(**kwargs)
+
+    @classmethod
+    def of(cls, method: str, options: Options, model: transformers.PreTrainedModel) -> ReducerConfig:
+        """The configuration of `method` with `options` around `model`."""
+        config = model.config
+        return cls(
+            method=method,
+            options=asdict(options),
+            backbone_class=type(model).__name__,
+            backbone_config=config.to_dict(),
+            id2label=config.id2label,
+            label2id=config.label2id,
+            problem_type=config.problem_type,
+        )
+
+    def stock_config(self) -> transformers.PreTrainedConfig:
+        """The stock model's own configuration object."""
+        values = dict(self.backbone_config)
+        return transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+@dataclass
+class ReducerOutput(ModelOutput):
+    """Result of a forward pass.
+
+    Attributes:
+        loss: scalar, the sum of `losses`; None without labels.
+        logits: (batch, num_labels); None for span heads.
+        start_logits, end_logits: (batch, seq_len); span heads only; the lowest value of the dtype on padding.
+        losses: the terms of `loss` by name.
+        trace: what was computed.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    trace: Trace | None = None
+
+
+def build_options(options_class: type[Options], method: str, values: Mapping[str, Any]) -> Options:
+    """Options from plain values (lists become tuples); an unknown name is a ValueError that lists the known ones."""
+    known = [f.name for f in fields(options_class)]
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        listed = ", ".join(known) or "none"
+        raise ValueError(f"{method} has no option '{unknown[0]}'; its options: {listed}")
+    return options_class(**{key: _tuples(value) for key, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
