@@ -24,6 +24,7 @@ PROFILES = ("embedded", "local", "paper")
 PADDINGS = ("none", "batch", "sequence")
 # Apart from the published records in results/, so that a first run computes and does not just read ours.
 OWN_RESULTS = RESULTS / "local"
+EMBEDDED_TRAIN_ROWS, EMBEDDED_EVAL_ROWS = 2_000, 1_000  # per task: what a laptop trains and scores in minutes
 PAPER_SEEDS, ONE_SEED = (42, 43, 44), (42,)
 
 
@@ -67,8 +68,8 @@ def parser(prog: str, description: str, example: str) -> argparse.ArgumentParser
     add("--recipe", choices=("paper", "short"), help="training recipe; default: short, in the paper profile paper")
     add("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 runs matrix products in it")
-    add("--max-train-samples", type=int, metavar="N", help="train on a random subset of N rows per task")
-    add("--max-eval-samples", type=int, metavar="N", help="score on a random subset of N rows per task")
+    add("--max-train-samples", type=int, metavar="N", help="train on N random rows per task; embedded: 2000")
+    add("--max-eval-samples", type=int, metavar="N", help="score on N random rows per task; embedded: 1000")
     add(
         "--max-length",
         type=int,
@@ -124,8 +125,8 @@ def open_session(arguments: argparse.Namespace, tasks_of_profile: dict[str, tupl
             recipe=arguments.recipe or ("paper" if profile == "paper" else "short"),
             source=_source(profile, arguments.data_dir),
             compute=Compute(device=_device(arguments.device), dtype=arguments.dtype),
-            max_train_samples=arguments.max_train_samples,
-            max_eval_samples=arguments.max_eval_samples,
+            max_train_samples=arguments.max_train_samples or (EMBEDDED_TRAIN_ROWS if profile == "embedded" else None),
+            max_eval_samples=arguments.max_eval_samples or (EMBEDDED_EVAL_ROWS if profile == "embedded" else None),
         ),
         models=_models(profile, arguments.model),
         tasks=tuple(_task(name, arguments) for name in dict.fromkeys(names)),

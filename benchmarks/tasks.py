@@ -234,7 +234,8 @@ _EMBEDDED_TASKS = (  # small sets that need neither hub nor data folder: see ben
         sequence_length=128,
         skim_weight=0.5,
         relevant_columns=("relevant1", "relevant2"),
-        note="made by rule: shows whether a method keeps the words that decide, and nothing about language at large",
+        note="made by rule (benchmarks/synthetic.py): shows whether a method keeps the words that decide, and nothing "
+        "about language at large",
     ),
 )
 

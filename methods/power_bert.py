@@ -42,7 +42,7 @@ HYPERPARAMETERS = {
     "imdb": (3e-5, 2e-4, 7e-4, 32),
 }
 DEFAULT_HYPERPARAMETERS = (3e-5, 3e-3, 1e-3, 32)  # tasks that the README does not list: within its stated ranges
-SHORT_SEARCH_RATE = 3e-2  # few updates need a fast search, see `reachability`
+SHORT_SEARCH_RATE = 4e-2  # few updates need a fast search, see `reachability`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +193,7 @@ class PowerBert(TokenReducer):
     def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:
         """Lambda (public README) and padded length of the task."""
         weight = HYPERPARAMETERS.get(task.name, DEFAULT_HYPERPARAMETERS)[2]
-        return {"search_weight": 3e-4 if recipe == "short" else weight, "max_length": task.sequence_length}
+        return {"search_weight": 3e-3 if recipe == "short" else weight, "max_length": task.sequence_length}
 
     @classmethod
     def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:

@@ -136,14 +136,14 @@ class Transkimmer(TokenReducer):
     def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:
         """Lambda per task (Table 2); the short recipe needs a softer start, see its stage."""
         if recipe == "short":
-            return {"skim_weight": 0.3, "temperature": 0.1, "skim_warmup": 0.3}
+            return {"skim_weight": 0.5, "temperature": 1.0, "skim_warmup": 0.3}
         return {"skim_weight": task.skim_weight}
 
     @classmethod
     def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:
         """One stage: backbone and predictors together, from the pre-trained weights (public training scripts)."""
         if recipe == "short":
-            predictors = ParameterGroup(patterns=("predictors.*",), learning_rate=1e-3)
+            predictors = ParameterGroup(patterns=("predictors.*",), learning_rate=2e-3)
             return [short_stage("skim", start="dense", epochs=2, added=(predictors,))]
         if task.name == "squad_v2":
             return [

@@ -1,13 +1,15 @@
 """Synthetic pairs: what the rule promises, and that nothing but the rule decides."""
 
+import re
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.synthetic import generate_pairs
+from benchmarks.synthetic import _FILLER_SENTENCES, _THINGS, generate_pairs
 from benchmarks.tasks import TASKS
 
 
@@ -50,22 +52,27 @@ def test_excluded_pairs_do_not_come_up():
     assert not known & set(zip(again["sentence1"], again["sentence2"], strict=True))
 
 
-def test_spans_cover_person_and_value_and_decide_the_label(train):
+def test_spans_cover_the_deciding_words(train):
     for row in train.select(range(500)):
-        person, value = words_at(row["sentence1"], row["relevant1"])
-        claimed_person, claimed_value = words_at(row["sentence2"], row["relevant2"])
-        assert person == claimed_person
-        assert (value == claimed_value) == (row["label"] == 0)
-        start, end = row["relevant1"][0][0], row["relevant1"][1][1]
-        assert "." not in row["sentence1"][start:end], "in one sentence"
+        article, thing = words_at(row["sentence1"], row["relevant1"])
+        assert words_at(row["sentence2"], row["relevant2"]) == [thing]
+        assert article == ("a" if row["label"] == 0 else "no")
+        assert f" {article} {thing}" in row["sentence1"]
+        assert f" a {thing}" in row["sentence2"]
 
 
-def test_the_claimed_value_is_in_the_premise_whatever_the_label(train):
+def test_the_premise_holds_both_answers_whatever_the_label(train):
     for row in train.select(range(500)):
-        words = row["sentence1"].replace(".", "").split()
-        person, value = words_at(row["sentence2"], row["relevant2"])
-        assert words.count(value) == 1
-        assert words.count(person) == 2  # one sentence for each of the two attributes
+        words = re.findall(r"\w+", row["sentence1"])
+        followed = Counter(article for article, thing in pairwise(words) if thing in _THINGS and article in ("a", "no"))
+        assert followed["a"] == followed["no"] in (1, 2, 3)
+        (thing,) = words_at(row["sentence2"], row["relevant2"])
+        assert words.count(thing) == 1
+
+
+def test_fillers_say_nothing_about_things():
+    words = set(re.findall(r"\w+", " ".join(_FILLER_SENTENCES).lower()))
+    assert not words & {*_THINGS, "no"}
 
 
 @pytest.mark.parametrize("pair", [False, True], ids=["hypothesis_alone", "both_sentences"])
@@ -82,6 +89,6 @@ def test_bags_of_words_are_at_chance(train, validation, pair):
 
 
 def test_texts_fit_the_input_length(train):
-    words = [len(a.split()) + len(b.split()) for a, b in zip(train["sentence1"], train["sentence2"], strict=True)]
-    full_stops = 11  # at most: six facts, four fillers, one hypothesis
-    assert max(words) + full_stops + 3 <= TASKS["synthetic_pair"].sequence_length
+    # Upper bound: every word and every punctuation mark is one token, plus [CLS] and two [SEP].
+    tokens = [len(re.findall(r"\w+|[^\w\s]", f"{row['sentence1']} {row['sentence2']}")) + 3 for row in train]
+    assert max(tokens) <= TASKS["synthetic_pair"].sequence_length
