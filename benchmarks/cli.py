@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.errors import UserError
+from benchmarks.executor import available_cores
 from benchmarks.runs import RESULTS, RunStore
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ PROFILES = ("embedded", "local", "paper")
 PADDINGS = ("none", "batch", "sequence")
 # Apart from the published records in results/, so that a first run computes and does not just read ours.
 OWN_RESULTS = RESULTS / "local"
+DTYPE_RULE = "default --dtype: bfloat16 where the processor has instructions for it; in the paper profile float32"
+BFLOAT16_FEATURES = ("avx512_bf16", "amx_bf16")
 EMBEDDED_TRAIN_ROWS, EMBEDDED_EVAL_ROWS = 2_000, 1_000  # per task: what a laptop trains and scores in minutes
 PAPER_SEEDS, ONE_SEED = (42, 43, 44), (42,)
 
@@ -40,6 +43,7 @@ class Session:
     paddings: tuple[str, ...]
     seeds: tuple[int, ...]
     results: Path
+    jobs: int
     force: bool
     dry_run: bool
     quiet: bool
@@ -54,7 +58,7 @@ def parser(prog: str, description: str, example: str) -> argparse.ArgumentParser
     result = argparse.ArgumentParser(
         prog=prog,
         description=description,
-        epilog=f"example:\n  {example}",
+        epilog=f"example:\n  {example}\n\n{DTYPE_RULE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = result.add_argument
@@ -67,7 +71,8 @@ def parser(prog: str, description: str, example: str) -> argparse.ArgumentParser
     add("--seeds", nargs="+", type=int, metavar="N", help="default: 42, in the paper profile 42 43 44")
     add("--recipe", choices=("paper", "short"), help="training recipe; default: short, in the paper profile paper")
     add("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 runs matrix products in it")
+    add("--dtype", choices=("float32", "bfloat16"), help="of matrix products; default: see below")
+    add("--jobs", type=int, metavar="N", help="runs at a time; default: one per CPU core, one on a GPU")
     add("--max-train-samples", type=int, metavar="N", help="train on N random rows per task; embedded: 2000")
     add("--max-eval-samples", type=int, metavar="N", help="score on N random rows per task; embedded: 1000")
     add(
@@ -105,7 +110,8 @@ def open_session(arguments: argparse.Namespace, tasks_of_profile: dict[str, tupl
     from benchmarks.train import Compute
 
     profile = arguments.profile or _default_profile(arguments)
-    for flag in ("max_train_samples", "max_eval_samples", "max_length"):
+    device = _device(arguments.device)
+    for flag in ("max_train_samples", "max_eval_samples", "max_length", "jobs"):
         value = getattr(arguments, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
@@ -124,7 +130,7 @@ def open_session(arguments: argparse.Namespace, tasks_of_profile: dict[str, tupl
         setting=Setting(
             recipe=arguments.recipe or ("paper" if profile == "paper" else "short"),
             source=_source(profile, arguments.data_dir),
-            compute=Compute(device=_device(arguments.device), dtype=arguments.dtype),
+            compute=Compute(device=device, dtype=arguments.dtype or _dtype(profile, device)),
             max_train_samples=arguments.max_train_samples or (EMBEDDED_TRAIN_ROWS if profile == "embedded" else None),
             max_eval_samples=arguments.max_eval_samples or (EMBEDDED_EVAL_ROWS if profile == "embedded" else None),
         ),
@@ -134,6 +140,7 @@ def open_session(arguments: argparse.Namespace, tasks_of_profile: dict[str, tupl
         paddings=tuple(padding for padding in PADDINGS if padding in arguments.padding),
         seeds=tuple(arguments.seeds or (PAPER_SEEDS if profile == "paper" else ONE_SEED)),
         results=arguments.results,
+        jobs=arguments.jobs or (1 if device == "cuda" else available_cores()),
         force=arguments.force,
         dry_run=arguments.dry_run,
         quiet=arguments.quiet,
@@ -193,6 +200,19 @@ def _device(name: str | None) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no usable CUDA device; use --device cpu")
     return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _dtype(profile: str, device: str) -> str:
+    import torch
+
+    from benchmarks.environment import environment
+
+    if profile == "paper":
+        return "float32"
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    features = environment()["cpu"]["features"]
+    return "bfloat16" if any(feature in features for feature in BFLOAT16_FEATURES) else "float32"
 
 
 def run_command(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:

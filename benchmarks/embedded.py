@@ -270,7 +270,8 @@ def _write(folder: Path, rows: Mapping[str, datasets.Dataset]) -> None:
         for split in SPLITS:
             features = rows[split].features.arrow_schema  # its metadata hold the class names
             pq.write_table(rows[split].data.table.cast(features), temporary / f"{split}.parquet")
-        origin = {"recipe": RECIPE, "source": folder.name, "rows": {split: len(rows[split]) for split in SPLITS}}
+        source = f"{VADER_PACKAGE}, SHA-256 {VADER_SHA256}" if folder.name in _FROM_VADER else "benchmarks/synthetic.py"
+        origin = {"recipe": RECIPE, "source": source, "rows": {split: len(rows[split]) for split in SPLITS}}
         (temporary / "origin.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
         for file in (*(f"{split}.parquet" for split in SPLITS), "origin.json"):
             os.replace(temporary / file, folder / file)

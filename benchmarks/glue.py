@@ -13,7 +13,7 @@ from rich.console import Console
 from benchmarks.cli import Session, open_session, parser, run_command
 from benchmarks.errors import UserError
 from benchmarks.progress import RunProgress, duration
-from benchmarks.runs import RunStore
+from benchmarks.runs import Record, RunStore
 from benchmarks.tasks import EMBEDDED, GLUE
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def planned(session: Session) -> list[Experiment]:
     return runs
 
 
-def random_twin(experiment: Experiment, record: dict) -> Experiment:
+def random_twin(experiment: Experiment, record: Record) -> Experiment:
     """Random dropping at the cost that `experiment` was measured at, layer by layer."""
     from benchmarks.experiments import plan
     from benchmarks.flops import equal_cost_schedule
@@ -66,41 +66,57 @@ def random_twin(experiment: Experiment, record: dict) -> Experiment:
     return plan(experiment.setting, experiment.model, experiment.task, "random", experiment.seed, options=options)
 
 
-def execute(session: Session, store: RunStore, console: Console) -> Outcome:
+def execute(session: Session, store: RunStore) -> Outcome:
     """Run what is missing; a failure is kept in mind and the other runs go on."""
-    from benchmarks.experiments import run
+    from benchmarks.executor import Job
+    from benchmarks.executor import execute as execute_jobs
     from benchmarks.tables import Entry
 
     outcome = Outcome()
     experiments = planned(session)
-    units = {id(experiment): _units(session, experiment) for experiment in experiments}
     twins = "random" in session.methods
-    total = sum(units.values()) + sum(_twin_units(session, e) for e in experiments if twins and e.method != "dense")
+    dense = [experiment for experiment in experiments if experiment.method == "dense"]
+    others = [experiment for experiment in experiments if experiment.method != "dense"]
+    units = {experiment.label: _units(session, experiment) for experiment in experiments}
+
+    def follow(job: Job, record: Record) -> list[Job]:
+        """After a dense model, what starts from it; after a method, random dropping at the same cost."""
+        done = job.experiment
+        if done.method == "dense":
+            return [Job(other) for other in others if _same_start(other, done)]
+        ok = record["status"] == "ok"
+        return [Job(random_twin(done, record), of=done.method)] if ok and twins and not job.of else []
+
+    total = sum(units.values()) + (sum(_twin_units(session, experiment) for experiment in others) if twins else 0)
     with RunProgress(total, quiet=session.quiet) as progress:
-
-        def one(experiment: Experiment, expected: float, of: str = "") -> dict | None:
-            name = f"{experiment.label}{f' (schedule of {of})' if of else ''}"
-            progress.start_run(name)
-            before = progress.done
-            record = run(experiment, store, progress.advance)
-            if progress.done == before:
-                progress.skip(expected)
+        progress.start_run(f"{len(experiments) + (len(others) if twins else 0)} runs, {session.jobs} at a time")
+        first = [Job(experiment) for experiment in dense]
+        for job, record in execute_jobs(first, follow, store, jobs=session.jobs, report=progress.advance):
+            if record["started_at"] < store.opened_at:
+                progress.skip(_twin_units(session, job.experiment) if job.of else units[job.experiment.label])
             if record["status"] != "ok":
-                outcome.failures.append(f"{name}: {record['error']}")
-                return None
-            entry = Entry(model=experiment.model, task=experiment.task, method=experiment.method, record=record, of=of)
-            outcome.entries.append(entry)
-            progress.say(_line(name, record))
-            return record
-
-        for experiment in experiments:
-            record = one(experiment, units[id(experiment)])
-            if record is not None and twins and experiment.method != "dense":
-                one(random_twin(experiment, record), _twin_units(session, experiment), of=experiment.method)
+                outcome.failures.append(f"{job.label}: {record['error']}")
+                continue
+            experiment = job.experiment
+            outcome.entries.append(
+                Entry(model=experiment.model, task=experiment.task, method=experiment.method, record=record, of=job.of)
+            )
+            progress.say(_line(job.label, record))
+    order = {(e.model.title, e.task.name, e.seed, e.method): place for place, e in enumerate(experiments)}
+    outcome.entries.sort(key=lambda entry: (order[_key(entry)], entry.of))
     return outcome
 
 
-def _line(name: str, record: dict) -> str:
+def _same_start(experiment: Experiment, dense: Experiment) -> bool:
+    return (experiment.model, experiment.task, experiment.seed) == (dense.model, dense.task, dense.seed)
+
+
+def _key(entry: Entry) -> tuple[str, str, int, str]:
+    """Place of an entry in the table: a random run stands behind the method that it follows."""
+    return entry.model.title, entry.task.name, entry.record["config"]["seed"], entry.of or entry.method
+
+
+def _line(name: str, record: Record) -> str:
     metrics = record["metrics"]
     first = next(iter(metrics["splits"].values()))
     speedup = first["cost"]["padding"]["none"]["speedup"]
@@ -176,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     session = drop_missing_tasks(session, console)
     store = session.store()
-    outcome = execute(session, store, console)
+    outcome = execute(session, store)
     return finish(
         session, store, outcome, console, shlex.join(["python", "-m", "benchmarks.glue", *(argv or sys.argv[1:])])
     )

@@ -133,6 +133,7 @@ def _optimizer(groups: list[tuple[ParameterGroup, list[nn.Parameter]]], stage: S
         ],
         betas=stage.adam_betas,
         eps=stage.adam_epsilon,
+        fused=True,  # one pass over the weights; several times faster than the default, on a CPU too
     )
 
 

@@ -27,7 +27,7 @@ def world(tmp_path_factory):
         patch.setenv("SKIMBENCH_HOME", str(root / "home"))
         model, data = write_model(root / "model"), write_sentences(root / "data")
         arguments = ["--profile", "local", "--model", str(model), "--data-dir", str(data), "--tasks", "mood"]
-        arguments += ["--results", str(root / "results"), "--device", "cpu", "--quiet"]
+        arguments += ["--results", str(root / "results"), "--device", "cpu", "--quiet", "--jobs", "1"]
         assert run_command(main, arguments) == 0
         yield root, arguments
 
@@ -99,6 +99,26 @@ def test_the_same_seed_gives_the_same_numbers(world, tmp_path, monkeypatch):
     for path, record in second.items():
         old, new = first[path]["metrics"], record["metrics"]
         assert old["splits"] == new["splits"] and old["training"][0]["loss_terms"] == new["training"][0]["loss_terms"]
+
+
+def test_two_processes_give_the_numbers_of_one(world, tmp_path, monkeypatch):
+    root, arguments = world
+    monkeypatch.setenv("SKIMBENCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert run_command(main, [*arguments, "--results", str(tmp_path / "results"), "--jobs", "2"]) == 0
+    first, second = records(root), records(tmp_path)
+    assert set(first) == set(second)
+    for path, record in second.items():
+        assert first[path]["metrics"]["splits"] == record["metrics"]["splits"], path
+
+
+def test_bad_rows_met_by_a_process_end_in_one_sentence(world, tmp_path, capsys):
+    data = write_sentences(tmp_path / "data")
+    (data / "mood" / "train.csv").write_text("sentence,label\na film,0\nthe plot,1\n,1\n")
+    arguments = [*world[1], "--data-dir", str(data), "--results", str(tmp_path / "r"), "--jobs", "2"]
+    assert run_command(main, arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "train.csv" in error and "row 3" in error
 
 
 def test_one_failing_run_leaves_the_others(world, tmp_path, monkeypatch, capsys):
