@@ -101,6 +101,12 @@ def test_the_same_seed_gives_the_same_numbers(world, tmp_path, monkeypatch):
         assert old["splits"] == new["splits"] and old["training"][0]["loss_terms"] == new["training"][0]["loss_terms"]
 
 
+def test_random_alone_has_a_schedule_of_its_own(world, tmp_path):
+    assert run_command(main, [*world[1], "--results", str(tmp_path), "--methods", "random"]) == 0
+    frame = pd.read_csv(next(tmp_path.rglob("glue-local.csv")), keep_default_na=False)
+    assert set(frame["method"]) == {"dense", "random"} and set(frame["of"]) == {""}
+
+
 def test_two_processes_give_the_numbers_of_one(world, tmp_path, monkeypatch):
     root, arguments = world
     monkeypatch.setenv("SKIMBENCH_HOME", str(tmp_path / "home"))
