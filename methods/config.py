@@ -27,8 +27,6 @@ class Traits:
     Attributes:
         title: as the papers print it.
         optimization, decision_input, dropped, strategy: the columns of Transkimmer's Table 1.
-        decides: "token", "sequence" or "nothing".
-        learns: it has something to train beyond the backbone, or trains the backbone in a way of its own.
         unsupported: head -> the reason from the method's definition.
         pads: what happens to padding in a padded setting: "removed" (never computed) or "computed" (like real tokens).
     """
@@ -38,8 +36,6 @@ class Traits:
     decision_input: str = "none"
     dropped: str = "none"
     strategy: str = "none"
-    decides: str = "token"
-    learns: bool = True
     unsupported: Mapping[str, str] = field(default_factory=dict)
     pads: str = "removed"
 

@@ -80,7 +80,6 @@ class DeeBert(TokenReducer):
         decision_input="off-ramp logits",
         dropped="exits",
         strategy="searched",
-        decides="sequence",
         pads="computed",
         unsupported={
             "regression": "the entropy of a single output is always 0, so the exit rule is undefined",

@@ -14,4 +14,4 @@ from methods.registry import register
 class Dense(TokenReducer):
     """A stock model behind the common interface; every token is computed by every layer."""
 
-    traits = Traits(title="Dense", decides="nothing", learns=False, pads="computed")
+    traits = Traits(title="Dense", pads="computed")

@@ -55,7 +55,6 @@ class Random(TokenReducer):
         decision_input="none",
         dropped="forwarded",
         strategy="given",
-        learns=False,
     )
 
     def build(self) -> None:

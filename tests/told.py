@@ -19,7 +19,7 @@ HOOKS = ("before_layer", "after_attention", "after_layer")
 class Told(TokenReducer):
     """Answers a hook as the test says: `plan[hook, layer]` is called with the state."""
 
-    traits = Traits(title="Told", dropped="forwarded", learns=False)
+    traits = Traits(title="Told", dropped="forwarded")
 
     def build(self):
         self.plan, self.scored = {}, ()
@@ -44,7 +44,7 @@ class Told(TokenReducer):
 class Discarding(Told):
     """The same, but what is dropped is lost."""
 
-    traits = Traits(title="Discarding", dropped="discarded", learns=False, unsupported={"span_qa": "tokens are lost"})
+    traits = Traits(title="Discarding", dropped="discarded", unsupported={"span_qa": "tokens are lost"})
 
 
 @pytest.fixture
