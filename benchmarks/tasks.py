@@ -205,7 +205,7 @@ _EMBEDDED_TASKS = (  # small sets that need neither hub nor data folder: see ben
         label_names=("negative", "positive"),
         metric="accuracy",
         sequence_length=64,
-        skim_weight=0.3,
+        skim_weight=0.5,
         note="real: film-review sentences rated by people (Hutto and Gilbert 2014, MIT); the source sentences of "
         "SST-2, so a model trained on it must never be scored on SST-2",
     ),
@@ -218,7 +218,7 @@ _EMBEDDED_TASKS = (  # small sets that need neither hub nor data folder: see ben
         num_labels=1,
         metric="pearson",
         sequence_length=64,
-        skim_weight=0.3,
+        skim_weight=0.5,
         note="real: mean human valence in [-4, 4] of tweets, product reviews and editorials (Hutto and Gilbert 2014, "
         "MIT); shares no sentence with VADER sentiment",
     ),
@@ -232,7 +232,7 @@ _EMBEDDED_TASKS = (  # small sets that need neither hub nor data folder: see ben
         label_names=_ENTAILMENT,
         metric="accuracy",
         sequence_length=128,
-        skim_weight=0.5,
+        skim_weight=0.1,
         relevant_columns=("relevant1", "relevant2"),
         note="made by rule (benchmarks/synthetic.py): shows whether a method keeps the words that decide, and nothing "
         "about language at large",
