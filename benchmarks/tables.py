@@ -24,7 +24,6 @@ from benchmarks.tasks import Task
 
 DASH = "\N{EN DASH}"
 PADDING_TITLES = {"none": "No", "batch": "Batch", "sequence": "Sequence", "baseline": DASH}
-PAPER_PADDING = {"none": "no", "batch": "batch", "sequence": "sequence", "baseline": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +127,7 @@ def _reported(row: dict[str, Any], table: str) -> Reported | None:
     backbone = str(row["model"]).lower()
     backbone = {"distilbert": "distilbert-base", "albert": "albert-base"}.get(backbone, backbone)
     known = backbone if backbone in ("bert-base", "roberta-base", "distilbert-base", "albert-base") else "bert-base"
-    return lookup(table, known, str(row["method"]), PAPER_PADDING[str(row["padding"])], task)
+    return lookup(table, known, str(row["method"]), None if row["padding"] == "baseline" else str(row["padding"]), task)
 
 
 def cell_table(frame: pd.DataFrame) -> pd.DataFrame:
