@@ -225,7 +225,7 @@ def run_command(command: Callable[[Sequence[str] | None], int], argv: Sequence[s
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_status
     except KeyboardInterrupt:
         print("\nstopped; finished runs are kept, the same command goes on from there", file=sys.stderr)
         return 130
