@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.environment import PROJECT_ROOT
 from benchmarks.errors import UserError
 from benchmarks.near_duplicates import duplicate_groups
 from benchmarks.synthetic import generate_pairs
@@ -44,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation")
 RECIPE = 2  # raise it when rows change: prepared sets of another recipe are made again
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
 VADER_PACKAGE = "vaderSentiment==0.5"
 VADER_FILE = "vaderSentiment-0.5.zip"
