@@ -22,14 +22,14 @@ from benchmarks.models import ModelRef, load_model, load_tokenizer
 from benchmarks.runs import Record, RunConfig, RunStore
 from benchmarks.tasks import Task
 from benchmarks.train import Compute, train_stage, updates_of
-from methods import Stage, TokenReducer
+from methods import Stage, TokenReducer, Trial
 from methods.recipes import FINE_TUNE
 
 if TYPE_CHECKING:
     import datasets
 
 KIND = "finetune"
-HELD_OUT_SHARE, HELD_OUT_ROWS = 0.1, 1_000  # of the training rows, where a stage picks its best epoch
+HELD_OUT_SHARE, HELD_OUT_ROWS = 0.1, 1_000  # of the training rows, where a stage chooses on them
 Report = Callable[[float], None]
 
 
@@ -46,7 +46,11 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One run; `options` are complete, `stages` in order."""
+    """One run; `options` are complete, `stages` in order.
+
+    With `held_out`, part of the training rows is kept from training: for a run that chooses on them, and for the dense
+    model that it starts from, which must not have seen them either.
+    """
 
     setting: Setting
     model: ModelRef
@@ -55,6 +59,7 @@ class Experiment:
     seed: int
     options: Mapping[str, Any] = field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
+    held_out: bool = False
 
     @property
     def label(self) -> str:
@@ -78,12 +83,17 @@ class Experiment:
             max_train_samples=self.setting.max_train_samples,
             dtype=self.setting.compute.dtype,
             device=self.setting.compute.device,
-            extra={"max_eval_samples": self.setting.max_eval_samples, "eval_batch_size": BATCH_SIZE},
+            extra={
+                "max_eval_samples": self.setting.max_eval_samples,
+                "eval_batch_size": BATCH_SIZE,
+                "held_out": self.held_out,
+            },
         )
 
     def dense(self, stage: Stage | None = None) -> Experiment:
         """The dense model that this experiment starts from: fine-tuned by `stage`, or by the recipe's own."""
-        return plan(self.setting, self.model, self.task, "dense", self.seed, stages=(stage,) if stage else None)
+        stages = (stage,) if stage else None
+        return plan(self.setting, self.model, self.task, "dense", self.seed, stages=stages, held_out=self.held_out)
 
 
 def plan(
@@ -95,17 +105,32 @@ def plan(
     *,
     options: Mapping[str, Any] | None = None,
     stages: tuple[Stage, ...] | None = None,
+    held_out: bool = False,
 ) -> Experiment:
-    """An experiment with the recipe's options (overridden by `options`) and stages."""
+    """An experiment with the recipe's options (overridden by `options`) and stages.
+
+    `held_out` keeps rows from training even if no stage needs them.
+    """
     cls = methods.lookup(method)
     chosen = cls.task_options(task, setting.recipe) | dict(options or {})
     recipe = stages if stages is not None else tuple(cls.recipe_stages(task, setting.recipe, model.family))
-    return Experiment(setting=setting, model=model, task=task, method=method, seed=seed, options=chosen, stages=recipe)
+    return Experiment(
+        setting=setting,
+        model=model,
+        task=task,
+        method=method,
+        seed=seed,
+        options=chosen,
+        stages=recipe,
+        held_out=held_out or any(stage.holds_out for stage in recipe),
+    )
 
 
 def supports(method: str, task: Task) -> str | None:
     """None if `method` can do `task`, else the reason why not."""
-    return methods.lookup(method).traits.unsupported.get(task.kind)
+    unsupported = methods.lookup(method).traits.unsupported
+    alone = unsupported.get("single_text") if len(task.text_columns) == 1 else None
+    return unsupported.get(task.kind) or alone
 
 
 # Rows ---------------------------------------------------------------------------------------------------------------
@@ -181,23 +206,26 @@ def checkpoint_folder(experiment: Experiment) -> Path:
 
 def _compute(experiment: Experiment, store: RunStore, report: Report) -> dict[str, Any]:
     task, setting = experiment.task, experiment.setting
-    selects = any(stage.select == "best" for stage in experiment.stages)
     features, held_out = _features(
         task,
         task.train_split,
         setting.source,
         setting.max_train_samples,
         experiment.model,
-        experiment.seed if selects else None,
+        experiment.seed if experiment.held_out else None,
     )
     pad_id = _pad_id(experiment.model)
     reducer = _fresh(experiment)
 
-    def held_out_score(candidate: TokenReducer) -> float:
-        return evaluate(candidate, held_out, task, pad_id, compute=setting.compute).scores[task.metric]
+    def trial(candidate: TokenReducer) -> Trial:
+        result = evaluate(candidate, held_out, task, pad_id, compute=setting.compute)
+        cost = result.cost["padding"]["none"]
+        macs, dense = 1e9 * cost["method_gmacs_mean"], 1e9 * cost["dense_gmacs_mean"]
+        return Trial(score=result.scores[task.metric], macs=macs, dense_macs=dense)
 
     history = []
     for number, stage in enumerate(experiment.stages):
+        _set_teacher(experiment, stage, reducer, store, report)
         _load_start(experiment, stage, number, reducer, store, report)
         if stage.name == FINE_TUNE and experiment.method != "dense":
             continue  # the shared dense run trained it, and it was loaded as the stage's result
@@ -210,7 +238,7 @@ def _compute(experiment: Experiment, store: RunStore, report: Report) -> dict[st
                 seed=experiment.seed,
                 compute=setting.compute,
                 on_update=_in_units(report, units_per_row(stage)),
-                score=held_out_score if selects else None,
+                trial=trial if held_out else None,
             )
         )
     splits = {split: _evaluate_split(experiment, split, reducer, pad_id, report) for split in task.eval_splits}
@@ -255,6 +283,14 @@ def _load_start(
         reducer.model.load_state_dict(load_model(experiment.model, experiment.task).state_dict())
 
 
+def _set_teacher(experiment: Experiment, stage: Stage, reducer: TokenReducer, store: RunStore, report: Report) -> None:
+    """Give the stage the frozen model that it learns from."""
+    if stage.teacher == "dense":
+        reducer.set_teacher(trained(experiment.dense(), store, report).to(reducer.model.device).model)
+    else:
+        reducer.set_teacher(reducer.model if stage.teacher == "previous" else None)
+
+
 def _evaluate_split(
     experiment: Experiment, split: str, reducer: TokenReducer, pad_id: int, report: Report
 ) -> dict[str, Any]:
@@ -294,6 +330,6 @@ def starting_points(experiment: Experiment) -> list[Experiment]:
     if experiment.method == "dense":
         return []
     needed = [experiment.dense(stage) for stage in experiment.stages if stage.name == FINE_TUNE]
-    if any(stage.start == "dense" for stage in experiment.stages):
+    if any("dense" in (stage.start, stage.teacher) for stage in experiment.stages):
         needed.append(experiment.dense())
     return needed

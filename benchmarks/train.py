@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.data import Feature, batches, collate
-from methods import Stage, TokenReducer
+from methods import Stage, TokenReducer, Trial
 from methods.recipes import ParameterGroup, assign_parameters, rate_factor
 
 
@@ -54,26 +54,27 @@ def train_stage(
     seed: int,
     compute: Compute,
     on_update: Callable[[int], None] = lambda rows: None,
-    score: Callable[[TokenReducer], float] | None = None,
+    trial: Callable[[TokenReducer], Trial] | None = None,
 ) -> dict[str, Any]:
     """Train one stage in place.
 
     Args:
         features: tokenised training rows. seed: of the order of rows and of dropout and sampling.
         on_update: told the rows of each update, for progress.
-        score: of the present weights on held-out training rows, larger is better; used where the stage selects the
-            best epoch.
+        trial: scores a reducer on held-out training rows; needed where the stage selects the best epoch or searches.
     Returns:
-        Plain data for the record: updates, seconds, mean loss terms of the last tenth.
+        Plain data for the record: updates, seconds, mean loss terms of the last tenth, what a search found.
     Raises:
-        ArithmeticError: the loss is not finite.
+        ArithmeticError: the loss is not finite. ValueError: the stage needs a `trial`.
     """
+    if stage.holds_out and trial is None:
+        raise ValueError(f"stage {stage.name} chooses on held-out training rows, and none were given")
     torch.manual_seed(seed)
     updates = updates_of(stage, len(features))
     reducer.begin_stage(stage, updates)
     started = time.perf_counter()
     tail: list[dict[str, float]] = []
-    best = _Best(reducer, score if stage.select == "best" else None)
+    best = _Best(reducer, trial if stage.select == "best" else None)
     if updates:
         groups = assign_parameters(reducer, stage.groups)
         optimizer = _optimizer(groups, stage)
@@ -97,9 +98,11 @@ def train_stage(
     reducer.end_stage(stage)
     reducer.requires_grad_(True)
     reducer.eval()
+    found = reducer.search(stage, lambda: trial(reducer)) if stage.search and trial is not None else None
     seconds = time.perf_counter() - started
     means = {name: sum(terms[name] for terms in tail) / len(tail) for name in tail[0]} if tail else {}
-    return {"stage": stage.name, "updates": updates, "seconds": round(seconds, 3), "loss_terms": means}
+    outcome = {"stage": stage.name, "updates": updates, "seconds": round(seconds, 3), "loss_terms": means}
+    return outcome | ({} if found is None else {"search": found})
 
 
 def _update(
@@ -128,7 +131,12 @@ def _update(
 def _optimizer(groups: list[tuple[ParameterGroup, list[nn.Parameter]]], stage: Stage) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [
-            {"params": members, "lr": group.learning_rate, "weight_decay": group.weight_decay}
+            {
+                "params": members,
+                "lr": group.learning_rate,
+                "weight_decay": group.weight_decay,
+                "maximize": group.maximize,
+            }
             for group, members in groups
         ],
         betas=stage.adam_betas,
@@ -138,23 +146,22 @@ def _optimizer(groups: list[tuple[ParameterGroup, list[nn.Parameter]]], stage: S
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, stage: Stage, update: int, updates: int) -> None:
-    factor = rate_factor(stage, update, updates)
     for group, settings in zip(stage.groups, optimizer.param_groups, strict=True):
-        settings["lr"] = group.learning_rate * factor
+        settings["lr"] = group.learning_rate * rate_factor(stage, update, updates, group)
 
 
 class _Best:
     """Remembers the weights of the epoch with the best held-out score, where a stage asks for it."""
 
-    def __init__(self, reducer: TokenReducer, score: Callable[[TokenReducer], float] | None) -> None:
-        self._reducer, self._score = reducer, score
+    def __init__(self, reducer: TokenReducer, trial: Callable[[TokenReducer], Trial] | None) -> None:
+        self._reducer, self._trial = reducer, trial
         self._value = -math.inf
         self._weights: dict[str, Any] | None = None
 
     def consider(self) -> None:
-        if self._score is None:
+        if self._trial is None or not self._reducer.selectable():
             return
-        value = self._score(self._reducer)
+        value = self._trial(self._reducer).score
         self._reducer.train()
         if value > self._value:
             self._value, self._weights = value, copy.deepcopy(self._reducer.state_dict())

@@ -9,7 +9,7 @@ from pkgutil import iter_modules
 
 from methods.base import TokenReducer, create, load
 from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Traits
-from methods.recipes import ParameterGroup, Stage
+from methods.recipes import ParameterGroup, Stage, Trial
 from methods.registry import available, lookup, register
 from methods.state import Decision, Inputs, TokenState
 from methods.trace import Trace
@@ -30,6 +30,7 @@ __all__ = [
     "TokenState",
     "Trace",
     "Traits",
+    "Trial",
     "available",
     "create",
     "load",

@@ -69,7 +69,14 @@ class MaskedKeys:
 
 
 def masked_attention(
-    query: Tensor, key: Tensor, value: Tensor, keys: MaskedKeys, *, dropout: float = 0.0, voters: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: MaskedKeys,
+    *,
+    dropout: float = 0.0,
+    voters: Tensor | None = None,
+    noisy_scores: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Attention over rectangular tensors where some keys are removed.
 
@@ -78,6 +85,7 @@ def masked_attention(
         keys: what may be seen.
         dropout: probability, applied to the weights.
         voters: (batch, queries) bool, rows that count in the scores; None = no scores wanted.
+        noisy_scores: scores are read after dropout.
     Returns:
         context (batch, queries, heads, head_size); probabilities received per key and their diagonal (batch, queries),
         or None, None.
@@ -91,11 +99,13 @@ def masked_attention(
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         return context.transpose(1, 2), None, None
     weights = _masked_weights(query, key, keys)
+    dropped = F.dropout(weights, dropout)
     received = diagonal = None
     if voters is not None:
-        votes = (weights * voters[:, None, :, None]).mean(dim=1)[..., : query.shape[2]]
+        seen = dropped if noisy_scores else weights
+        votes = (seen * voters[:, None, :, None]).mean(dim=1)[..., : query.shape[2]]
         received, diagonal = votes.sum(dim=1), votes.diagonal(dim1=1, dim2=2)
-    context = F.dropout(weights, dropout).to(value.dtype) @ value
+    context = dropped.to(value.dtype) @ value
     return context.transpose(1, 2), received, diagonal
 
 

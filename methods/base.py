@@ -6,7 +6,7 @@ index work) is not counted, for the dense model and for every method alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, ClassVar
@@ -19,9 +19,10 @@ from torch.nn import functional as F
 from methods.backbone import Backbone, build_model, head_of
 from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Traits, build_options
 from methods.encoder import MODES, encode
-from methods.recipes import Stage, fine_tuning_stage
+from methods.recipes import Stage, Trial, fine_tuning_stage
 from methods.registry import lookup
 from methods.state import Decision, Inputs, StateOptions, TokenState
+from methods.teacher import Teacher
 from methods.trace import Trace
 
 
@@ -46,6 +47,7 @@ class TokenReducer(transformers.PreTrainedModel):
         self.stage: str | None = None  # name of the training stage under way
         self.progress = 1.0  # share of that stage's updates done
         self._forced_mode: str | None = None
+        self._teacher: Teacher | None = None
         reason = self.traits.unsupported.get(self.backbone.head)
         if reason is not None:
             raise ValueError(f"{self.method_name} does not support {self.backbone.head}: {reason}")
@@ -121,8 +123,20 @@ class TokenReducer(transformers.PreTrainedModel):
         """Options that the recipe sets for `task`, where they differ from the defaults."""
         return {}
 
+    @property
+    def teacher(self) -> Teacher:
+        """The frozen model that the method learns from; a copy of the model as it stands where none was set."""
+        if self._teacher is None:
+            self.set_teacher(self.model)
+        assert self._teacher is not None
+        return self._teacher
+
+    def set_teacher(self, model: transformers.PreTrainedModel | None) -> None:
+        """Learn from a frozen copy of `model`, usually the fine-tuned dense one; None forgets the teacher."""
+        self._teacher = None if model is None else Teacher(model)
+
     def begin_stage(self, stage: Stage, updates: int) -> None:
-        """Called before a stage of `updates` optimizer updates trains."""
+        """Called before a stage of `updates` optimizer updates trains; its teacher is set already."""
         self.stage, self.progress = stage.name, 0.0
 
     def end_stage(self, stage: Stage) -> None:
@@ -131,6 +145,20 @@ class TokenReducer(transformers.PreTrainedModel):
 
     def after_update(self) -> None:
         """Called after every optimizer update (projections)."""
+
+    def selectable(self) -> bool:
+        """Whether the present weights may be kept as the best of a stage (a constraint may have to hold first)."""
+        return True
+
+    def search(self, stage: Stage, trial: Callable[[], Trial]) -> dict[str, Any]:
+        """Choose options after a stage that says so, by `set_options`.
+
+        Args:
+            trial: scores the reducer as it stands on held-out training rows.
+        Returns:
+            Plain data for the record: what was tried and what it gave.
+        """
+        raise NotImplementedError(f"{self.method_name} has nothing to search after stage {stage.name}")
 
     # Running
 
@@ -151,8 +179,8 @@ class TokenReducer(transformers.PreTrainedModel):
 
     @property
     def run_mode(self) -> str:
-        """The mode that the next forward pass runs in."""
-        return self._forced_mode or ("masked" if self.training else "packed")
+        """The mode that the next forward pass runs in; options that remove nothing run masked."""
+        return self._forced_mode or ("masked" if self.training or self.state_options().masked_only else "packed")
 
     def forward(
         self,

@@ -27,7 +27,9 @@ class Traits:
     Attributes:
         title: as the papers print it.
         optimization, decision_input, dropped, strategy: the columns of Transkimmer's Table 1.
-        unsupported: head -> the reason from the method's definition.
+        unsupported: head -> the reason from the method's definition; also "single_text", for methods of text pairs.
+        as_released: options with which the method computes what its published code computes where that is not real
+            removal; empty where the code removes tokens, or none was published.
         pads: what happens to padding in a padded setting: "removed" (never computed) or "computed" (like real tokens).
     """
 
@@ -37,6 +39,7 @@ class Traits:
     dropped: str = "none"
     strategy: str = "none"
     unsupported: Mapping[str, str] = field(default_factory=dict)
+    as_released: Mapping[str, Any] = field(default_factory=dict)
     pads: str = "removed"
 
 

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from methods.backbone import Backbone
 from methods.masked import MaskedState
 from methods.packed import PackedState
 from methods.state import Decision, Inputs, StateOptions, TokenState
 
-if TYPE_CHECKING:
-    from methods.base import TokenReducer
-
 MODES = ("masked", "packed")
 
 
-def encode(reducer: TokenReducer, inputs: Inputs, mode: str, options: StateOptions) -> TokenState:
+class Hooks(Protocol):
+    """What the loop asks: a `TokenReducer`, or a `Teacher` that only watches."""
+
+    backbone: Backbone
+
+    def before_layer(self, state: TokenState) -> Decision | None: ...
+
+    def after_attention(self, state: TokenState) -> Decision | None: ...
+
+    def after_layer(self, state: TokenState) -> Decision | None: ...
+
+    def needs_scores(self, layer: int) -> bool: ...
+
+
+def encode(reducer: Hooks, inputs: Inputs, mode: str, options: StateOptions) -> TokenState:
     """Run embeddings and layers of `reducer`'s backbone over a batch.
 
     Args:
@@ -28,6 +40,8 @@ def encode(reducer: TokenReducer, inputs: Inputs, mode: str, options: StateOptio
     layout = MaskedState if mode == "masked" else PackedState
     state: TokenState = layout(backbone, inputs, options)
     for index, layer in enumerate(backbone.layers):
+        if index in options.skipped_layers:
+            continue
         state.begin_layer(index)
         _ask(reducer.before_layer, state)
         state.attend(backbone, layer, scores=reducer.needs_scores(index))

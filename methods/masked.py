@@ -73,6 +73,8 @@ class MaskedState(TokenState):
     def apply(self, decision: Decision) -> None:
         if decision.overhead_macs is not None:
             self.trace.overhead_macs += decision.overhead_macs * self._ran()
+        if decision.states is not None:
+            self.hidden = self._layer_input = decision.states.to(self.hidden.dtype)
         if decision.scale is not None:
             scale = decision.scale.masked_fill(~self.live, 1.0)
             self.hidden = self.hidden * scale.unsqueeze(-1).to(self.hidden.dtype)
@@ -82,8 +84,9 @@ class MaskedState(TokenState):
             self.live = self.live & (decision.keep | self.first)
             self._computed = self._computed & self.live
             self._reduced = True
-        if decision.leap is not None:
-            self._computed = self._computed & (~decision.leap | self.first)
+        stays = decision.stays(self.first)
+        if stays is not None:
+            self._computed = self._computed & stays
             self._reduced = self._leaping = True
         if decision.gate is not None:
             gate = decision.gate.masked_fill(self.first, 1.0)
@@ -109,9 +112,17 @@ class MaskedState(TokenState):
             key = torch.cat((key, backbone.heads_of(layer, "key", summary)), dim=1)
             value = torch.cat((value, backbone.heads_of(layer, "value", summary)), dim=1)
             self.trace.overhead_macs += 2 * backbone.hidden_size**2 * self._ran()
-        voters = self._computed if scores else None
+        voters = None
+        if scores:
+            voters = torch.ones_like(self.live) if self._options.all_vote else self._computed
         context, received, diagonal = masked_attention(
-            query, key, value, keys, dropout=self._dropout(backbone, layer), voters=voters
+            query,
+            key,
+            value,
+            keys,
+            dropout=self._dropout(backbone, layer),
+            voters=voters,
+            noisy_scores=self._options.noisy_scores,
         )
         self.hidden = backbone.finish_attention(layer, context, self.hidden)
         self.scores = (
@@ -120,19 +131,21 @@ class MaskedState(TokenState):
             else AttentionScores(received[..., : self.real.shape[1]], diagonal)
         )
         ran = self._ran()
-        tokens = self._computed.sum(dim=1)
+        tokens = self._charged().sum(dim=1)
         self.trace.record_attention(self.layer, self.sequences, tokens * ran, self._pairs(tokens) * ran)
 
     def feed_forward(self, backbone: Backbone, layer: nn.Module) -> None:
         new, old = backbone.feed_forward(layer, self.hidden), self._layer_input
-        if self._layer_gate is not None:
+        if self._options.refine_removed:
+            pass  # a removed token goes on being refined
+        elif self._layer_gate is not None:
             new = straight_through(self._computed, self._layer_gate, new, old)
         elif self._reduced:
             new = torch.where(self._computed.unsqueeze(-1), new, old)
         self.hidden = new
         if self._leaping:  # as in packed mode: the scores of this layer say nothing of the tokens that are back
             self.scores, self._leaping = None, False
-        computed = self._computed & self._active.unsqueeze(1)
+        computed = self._charged() & self._active.unsqueeze(1)
         self.trace.record_ffn(self.layer, self.sequences, computed.sum(dim=1), computed)
 
     def outputs(self, backbone: Backbone) -> Tensor:
@@ -146,6 +159,10 @@ class MaskedState(TokenState):
 
     def _ran(self) -> Tensor:
         return self._active.long()
+
+    def _charged(self) -> Tensor:
+        """(batch, seq_len) bool, tokens that this layer computes."""
+        return self.real if self._options.refine_removed else self._computed
 
     def _keys(self) -> MaskedKeys:
         """Keys of the present layer, a summary token last."""
@@ -172,7 +189,8 @@ class MaskedState(TokenState):
         if self.extras.segments is None:
             return tokens * (tokens + int(self.extras.summary is not None))
         same = self.extras.segments.unsqueeze(2) == self.extras.segments.unsqueeze(1)
-        both = self._computed.unsqueeze(2) & self._computed.unsqueeze(1)
+        computed = self._charged()
+        both = computed.unsqueeze(2) & computed.unsqueeze(1)
         return (same & both).sum(dim=(1, 2))
 
     def _exit(self, leaving: Tensor, logits: Tensor) -> None:

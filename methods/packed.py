@@ -19,6 +19,8 @@ class PackedState(TokenState):
 
     def __init__(self, backbone: Backbone, inputs: Inputs, options: StateOptions) -> None:
         mask = inputs.attention_mask
+        if options.masked_only:
+            raise ValueError("the chosen options only mask tokens, as published code does; run them in masked mode")
         super().__init__(Trace(mask, backbone.num_layers), options)
         rows = torch.ones_like(mask) if options.run_padding else mask
         self._rows = rows  # (batch, seq_len) bool: positions that entered
@@ -70,14 +72,17 @@ class PackedState(TokenState):
             raise ValueError("packed mode removes tokens and cannot carry a gate's gradient; train in masked mode")
         if decision.overhead_macs is not None:
             self.trace.overhead_macs.index_add_(0, self.sequences, decision.overhead_macs)
+        if decision.states is not None:
+            self.hidden = decision.states.to(self.hidden.dtype)
+            self._layer_input = None if self._layer_input is None else self.hidden
         if decision.scale is not None:
             self.hidden = self.hidden * decision.scale.unsqueeze(-1).to(self.hidden.dtype)
         if decision.keep is not None:
             kept = decision.keep | self.first
             decision = decision.select(kept)
             self._drop(kept)
-        if decision.leap is not None:
-            run = ~decision.leap | self.first
+        run = decision.stays(self.first)
+        if run is not None:
             decision = decision.select(run)
             self._leap(run)
         if decision.summary is not None or decision.segments is not None:
@@ -130,7 +135,7 @@ class PackedState(TokenState):
         self._index = sequence_index(counts)
         self._starts = cumulative(counts)[:-1]
         self.live = torch.ones(len(self._index), dtype=torch.bool, device=counts.device)
-        self.first = torch.zeros_like(self.live).index_fill(0, self._starts, 1)
+        self.first = self.positions == 0
 
     def _select(self, index: Tensor) -> None:
         """Keep the rows `index` (rows,) long of everything that has one entry per token."""

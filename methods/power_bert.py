@@ -168,7 +168,7 @@ class PowerBert(TokenReducer):
         if stage.name != SEARCH:
             return
         shape = (self.backbone.num_layers, self.options.max_length)
-        self.retention = nn.Parameter(torch.ones(shape, device=self.device))
+        self.retention = nn.Parameter(torch.ones(shape, device=self.model.device))
         bound = reachability(stage.groups[0].learning_rate, updates)
         if bound < 1:
             warnings.warn(

@@ -16,12 +16,27 @@ DECAYS = ("linear", "linear_unshifted", "constant")
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterGroup:
-    """Parameters whose name in the reducer matches one of `patterns` (shell-style), and how they are updated."""
+    """Parameters whose name in the reducer matches one of `patterns` (shell-style), and how they are updated.
+
+    Attributes:
+        but_not: names among them that the group leaves out.
+        decay: replaces the stage's, its warm-up included.
+        clipped: counts in, and is scaled by, the gradient-norm clip.
+        maximize: gradient ascent (multipliers of a constraint).
+    """
 
     patterns: tuple[str, ...] = ("*",)
+    but_not: tuple[str, ...] = ()
     learning_rate: float
     weight_decay: float = 0.0
-    clipped: bool = True  # counts in, and is scaled by, the gradient-norm clip
+    decay: str | None = None
+    clipped: bool = True
+    maximize: bool = False
+
+    def holds(self, name: str) -> bool:
+        """Whether the parameter called `name` belongs here."""
+        inside, outside = (any(fnmatch.fnmatch(name, p) for p in some) for some in (self.patterns, self.but_not))
+        return inside and not outside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +46,8 @@ class Stage:
     Attributes:
         name: what the reducer is told by `begin_stage`; part of the run's identity.
         start: weights to begin with: "pretrained", "dense" (the shared fine-tuned model) or "previous" (stage).
+        teacher: the frozen model that the stage learns from: "dense", "previous" (as the stage before left it, even
+            where this one starts anew) or None.
         epochs: passes over the training set; 0 runs only `begin_stage` and `end_stage`.
         groups: first match wins; parameters that match none are frozen.
         batch_size: sequences per update.
@@ -39,12 +56,14 @@ class Stage:
         max_grad_norm: global norm that gradients are clipped to, or None.
         adam_betas, adam_epsilon: of AdamW.
         select: weights kept at the end: "last", or "best" by the task's metric on held-out training rows.
+        search: after its training, `TokenReducer.search` chooses options on held-out training rows.
         group_by_length: batches of texts of similar length, which pads less; the papers draw them at random.
         min_updates: the stage lasts at least this many updates, however few the rows.
     """
 
     name: str
     start: str = "previous"
+    teacher: str | None = None
     epochs: float = 3.0
     groups: tuple[ParameterGroup, ...] = (ParameterGroup(learning_rate=2e-5),)
     batch_size: int = 32
@@ -54,8 +73,14 @@ class Stage:
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_epsilon: float = 1e-8
     select: str = "last"
+    search: bool = False
     group_by_length: bool = False
     min_updates: int = 0
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether the stage needs training rows that it does not train on."""
+        return self.select == "best" or self.search
 
     def but(self, **changes: object) -> Stage:
         """The same stage with some fields changed."""
@@ -72,9 +97,7 @@ def assign_parameters(
     """
     assigned: list[tuple[ParameterGroup, list[nn.Parameter]]] = [(group, []) for group in groups]
     for name, parameter in module.named_parameters():
-        owner = next(
-            (members for group, members in assigned if any(fnmatch.fnmatch(name, p) for p in group.patterns)), None
-        )
+        owner = next((members for group, members in assigned if group.holds(name)), None)
         parameter.requires_grad_(owner is not None)
         if owner is not None:
             owner.append(parameter)
@@ -84,8 +107,29 @@ def assign_parameters(
     return assigned
 
 
-def rate_factor(stage: Stage, update: int, updates: int) -> float:
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """How a reducer does, as it stands, on held-out training rows.
+
+    Attributes:
+        score: the task's metric, larger is better.
+        macs: mean MACs of a text without padding; dense_macs: the same of the dense model.
+    """
+
+    score: float
+    macs: float
+    dense_macs: float
+
+    @property
+    def speedup(self) -> float:
+        """Dense over reduced."""
+        return self.dense_macs / self.macs
+
+
+def rate_factor(stage: Stage, update: int, updates: int, group: ParameterGroup | None = None) -> float:
     """Learning rate of the 0-based `update` of `updates`, as a factor of the group's own."""
+    if group is not None and group.decay is not None:
+        stage = stage.but(decay=group.decay, warmup=0.0)
     rising = int(stage.warmup * updates)
     if update < rising:
         return (update + 1) / rising

@@ -33,6 +33,9 @@ class Decision:
         gate: (*tokens) float, 1 for kept (not leaping) tokens and 0 for others, carrying the gradient of the choice.
             Gates of `keep` multiply up over layers; a gate of `leap` holds for its layer. Masked mode only.
         scale: (*tokens) float, multiplies the hidden states here (soft extraction in training).
+        states: (*tokens, hidden_size), hidden states to go on with instead of the present ones (read from a cache). Not
+            between attention and feed-forward.
+        leap_first: [CLS] leaps too, where `leap` says so: its state comes from elsewhere.
         summary: (sequences, hidden_size), one extra token that can be attended to in this layer; never a query.
         summary_bias: added to the attention logits of the summary token.
         segments: (*tokens) long, attention of this layer stays within equal values, which must be contiguous in the
@@ -45,6 +48,8 @@ class Decision:
     leap: Tensor | None = None
     gate: Tensor | None = None
     scale: Tensor | None = None
+    states: Tensor | None = None
+    leap_first: bool = False
     summary: Tensor | None = None
     summary_bias: float = 0.0
     segments: Tensor | None = None
@@ -60,6 +65,12 @@ class Decision:
         """What is said of the packed tokens `rows` (total_tokens,) bool; `keep` has been carried out."""
         leap, segments = (None if x is None else x[rows] for x in (self.leap, self.segments))
         return replace(self, keep=None, leap=leap, segments=segments)
+
+    def stays(self, first: Tensor) -> Tensor | None:
+        """(*tokens) bool, tokens that run this layer as far as `leap` says; `first` marks [CLS]."""
+        if self.leap is None:
+            return None
+        return ~self.leap if self.leap_first else ~self.leap | first
 
 
 @dataclass(kw_only=True)
@@ -97,6 +108,12 @@ class StateOptions:
         run_padding: pads are computed as queries like any token (a published variant), never as keys.
         normalisation: of masked attention, see `methods.attention.NORMALISATIONS`.
         attention_dropout: replaces the backbone's own probability in training; None leaves it.
+        noisy_scores: scores are read after attention dropout, as published code does; in training, decisions are then
+            partly random.
+        skipped_layers: layers that the whole batch passes by unchanged (LayerDrop).
+        refine_removed: removed tokens are hidden as keys only and still computed as queries, so that nothing is saved:
+            what published code does that masks instead of removing. Runs masked, and is charged as dense.
+        all_vote: the rows of removed tokens and of pads count in the scores, as in such code. Runs masked.
     """
 
     training: bool = False
@@ -104,6 +121,15 @@ class StateOptions:
     run_padding: bool = False
     normalisation: str = "renormalised"
     attention_dropout: float | None = None
+    noisy_scores: bool = False
+    skipped_layers: frozenset[int] = frozenset()
+    refine_removed: bool = False
+    all_vote: bool = False
+
+    @property
+    def masked_only(self) -> bool:
+        """Whether the variant computes what real removal would not, so that packed mode cannot run it."""
+        return self.refine_removed or self.all_vote
 
 
 class TokenState(ABC):

@@ -33,7 +33,8 @@ class Trace:
         self.exited = torch.zeros(batch, dtype=torch.bool, device=device)
         self.overhead_macs = torch.zeros(batch, dtype=torch.long, device=device)
         self.attention_mask = attention_mask
-        self._computed: list[Tensor] = []  # per layer: flat positions b * N + i (packed) or a (B, N) mask (masked)
+        # Layers run, each with flat positions b * N + i (packed) or a (B, N) mask (masked).
+        self._computed: list[tuple[int, Tensor]] = []
 
     def record_attention(self, layer: int, sequences: Tensor, tokens: Tensor, pairs: Tensor) -> None:
         """Note that `sequences` (S,) ran the attention of `layer` with `tokens` (S,) queries and `pairs` (S,)."""
@@ -43,7 +44,7 @@ class Trace:
     def record_ffn(self, layer: int, sequences: Tensor, tokens: Tensor, computed: Tensor) -> None:
         """Note the feed-forward of `layer`; `computed`: flat positions (T,) long, or a (B, N) bool mask."""
         self.ffn_tokens[sequences, layer] = tokens
-        self._computed.append(computed)
+        self._computed.append((layer, computed))
 
     def record_exit(self, layer: int, sequences: Tensor) -> None:
         """Note that `sequences` (S,) long left after `layer`."""
@@ -55,7 +56,7 @@ class Trace:
         """(B, L, N) bool: which input positions each layer computed, after its last decision."""
         batch, device = len(self.input_lengths), self.input_lengths.device
         masks = torch.zeros(batch, self.num_layers, self.padded_length, dtype=torch.bool, device=device)
-        for layer, computed in enumerate(self._computed):
+        for layer, computed in self._computed:
             if computed.dim() == 2:
                 masks[:, layer] = computed
             else:

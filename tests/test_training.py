@@ -97,12 +97,12 @@ def test_best_epoch_is_kept():
     scores = iter((0.2, 0.9, 0.1))
     seen: list[dict[str, torch.Tensor]] = []
 
-    def score(reducer: methods.TokenReducer) -> float:
+    def trial(reducer: methods.TokenReducer) -> methods.Trial:
         seen.append({key: value.clone() for key, value in reducer.state_dict().items()})
-        return next(scores)
+        return methods.Trial(score=next(scores), macs=1.0, dense_macs=1.0)
 
     reducer = fresh()
-    train_stage(reducer, STAGE.but(epochs=3, select="best"), features(), 0, seed=1, compute=Compute(), score=score)
+    train_stage(reducer, STAGE.but(epochs=3, select="best"), features(), 0, seed=1, compute=Compute(), trial=trial)
     assert all(torch.equal(seen[1][key], value) for key, value in reducer.state_dict().items())
     assert not torch.equal(seen[2]["model.classifier.weight"], reducer.state_dict()["model.classifier.weight"])
 

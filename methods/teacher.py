@@ -1,0 +1,86 @@
+"""A frozen dense model beside a student in training: its logits, its states and the attention its tokens receive."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import transformers
+from torch import Tensor
+
+from methods.attention import AttentionScores
+from methods.backbone import Backbone
+from methods.encoder import encode
+from methods.state import Decision, Inputs, StateOptions, TokenState
+
+
+@dataclass(kw_only=True)
+class Lesson:
+    """What a teacher says of a batch.
+
+    Attributes:
+        logits: (batch, num_labels), or (batch, seq_len, 2) for spans, the lowest value of the dtype on padding.
+        states: of (batch, seq_len, hidden_size), layers + 1 of them: the input of each layer, then the last output.
+        scores: attention received in the layers asked for, by 0-based layer.
+    """
+
+    logits: Tensor
+    states: list[Tensor] = field(default_factory=list)
+    scores: dict[int, AttentionScores] = field(default_factory=dict)
+
+
+class Teacher:
+    """A frozen copy of `model`, always in eval mode; every token is computed and nothing it does is remembered.
+
+    It is no module, so that it is neither trained nor saved with its student.
+    """
+
+    def __init__(self, model: transformers.PreTrainedModel) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.backbone = Backbone(self.model)
+        self._scored: frozenset[int] = frozenset()
+        self._gradients = False
+
+    def teach(
+        self,
+        inputs: Inputs,
+        *,
+        score_layers: tuple[int, ...] = (),
+        gradients: bool = False,
+        options: StateOptions | None = None,
+    ) -> Lesson:
+        """Run a batch.
+
+        Args:
+            score_layers: layers whose attention scores are wanted.
+            gradients: record the graph from the embeddings' output on, for derivatives with respect to the states.
+            options: how scores are counted; by default as in real removal.
+        """
+        self._scored, self._gradients = frozenset(score_layers), gradients
+        state = encode(self, inputs, "masked", options or StateOptions())
+        logits = state.outputs(self.backbone)
+        return Lesson(
+            logits=logits if gradients else logits.detach(),
+            states=[*state.notes["states"], state.hidden],
+            scores=dict(state.notes["scores"]),
+        )
+
+    def before_layer(self, state: TokenState) -> Decision | None:
+        """Note the state; the first one becomes the leaf of the graph."""
+        if state.layer == 0 and self._gradients:
+            leaf = state.hidden.detach().requires_grad_()
+            state.notes["states"].append(leaf)
+            return Decision(states=leaf)
+        state.notes["states"].append(state.hidden)
+        return None
+
+    def after_attention(self, state: TokenState) -> None:
+        """Note the scores."""
+        if state.scores is not None:
+            state.notes["scores"].append((state.layer, state.scores))
+
+    def after_layer(self, state: TokenState) -> None:
+        """Nothing to note: the next layer does."""
+
+    def needs_scores(self, layer: int) -> bool:
+        return layer in self._scored
