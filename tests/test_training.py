@@ -107,6 +107,70 @@ def test_best_epoch_is_kept():
     assert not torch.equal(seen[2]["model.classifier.weight"], reducer.state_dict()["model.classifier.weight"])
 
 
+def test_unselectable_weights_are_never_the_best(monkeypatch):
+    scores, allowed = iter((0.2, 0.1)), iter((False, True, True))
+    reducer = fresh()
+    monkeypatch.setattr(type(reducer), "selectable", lambda self: next(allowed))
+    kept: list[dict[str, torch.Tensor]] = []
+
+    def trial(candidate: methods.TokenReducer) -> methods.Trial:
+        kept.append({key: value.clone() for key, value in candidate.state_dict().items()})
+        return methods.Trial(score=next(scores), macs=1.0, dense_macs=1.0)
+
+    train_stage(reducer, STAGE.but(epochs=3, select="best"), features(), 0, seed=1, compute=Compute(), trial=trial)
+    assert len(kept) == 2 and all(torch.equal(kept[0][key], value) for key, value in reducer.state_dict().items())
+
+
+def test_a_search_follows_the_training_of_its_stage_and_is_recorded(monkeypatch):
+    reducer = fresh()
+
+    def search(self, stage, trial):
+        assert not self.training and stage.name == "skim"
+        return {"speedup": trial().speedup}
+
+    monkeypatch.setattr(type(reducer), "search", search)
+    found = train_stage(
+        reducer,
+        STAGE.but(search=True),
+        features(),
+        0,
+        seed=1,
+        compute=Compute(),
+        trial=lambda candidate: methods.Trial(score=1.0, macs=2.0, dense_macs=6.0),
+    )
+    assert found["search"] == {"speedup": 3.0}
+    with pytest.raises(ValueError, match="held-out training rows, and none were given"):
+        train_stage(reducer, STAGE.but(search=True), features(), 0, seed=1, compute=Compute())
+
+
+def test_a_group_climbs_keeps_its_rate_and_leaves_names_out():
+    reducer = fresh()
+    groups = (
+        ParameterGroup(patterns=("predictors.0.*",), learning_rate=1e-3, maximize=True, decay="constant"),
+        ParameterGroup(patterns=("*",), but_not=("*embeddings*",), learning_rate=1e-3),
+    )
+    owned = [names for _, names in assign_parameters(reducer, groups)]
+    assert len(owned[0]) == len(list(reducer.predictors[0].parameters()))
+    assert not reducer.model.bert.embeddings.word_embeddings.weight.requires_grad
+    assert rate_factor(STAGE.but(warmup=0.5), 1, 10, groups[0]) == 1.0
+    before = reducer.model.bert.embeddings.word_embeddings.weight.clone()
+    stage = Stage(name="skim", epochs=1, groups=groups, batch_size=16)
+    up = train_one(stage.but(groups=(groups[0],)))
+    down = train_one(stage.but(groups=(ParameterGroup(patterns=("predictors.0.*",), learning_rate=1e-3),)))
+    assert torch.equal(before, reducer.model.bert.embeddings.word_embeddings.weight)
+    torch.testing.assert_close(up, -down, rtol=1e-3, atol=1e-5)
+    assert up.abs().max() > 1e-4
+
+
+def train_one(stage: Stage) -> torch.Tensor:
+    """How one update moves the weights of the first predictor."""
+    reducer = fresh()
+    weight = reducer.predictors[0][1].weight
+    before = weight.detach().clone()
+    train_stage(reducer, stage, features(), 0, seed=1, compute=Compute())
+    return weight.detach() - before
+
+
 def test_a_loss_that_is_not_finite_ends_the_run():
     reducer = fresh()
     reducer.model.classifier.weight.data.fill_(float("nan"))
