@@ -38,7 +38,7 @@ RECORD_KEYS = (
     "git", "environment", "started_at", "wall_s",
 )  # fmt: skip
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _ABSOLUTE_PATH = re.compile(r'"((?:/|~/|[A-Za-z]:\\\\)[^"]*)"')  # in canonical JSON
 
 
@@ -75,7 +75,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("kind", "task", "method"):
             if not _NAME.fullmatch(getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; use letters, digits, '_', '-' and '.'")
+                raise ValueError(f"{name} is {getattr(self, name)!r}; use letters, digits, '_', '-', '+' and '.'")
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device is {self.device!r}; use 'cpu' or 'cuda'")
         for item in dataclasses.fields(self):

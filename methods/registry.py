@@ -37,11 +37,15 @@ def available() -> tuple[str, ...]:
 
 
 def lookup(name: str) -> type[TokenReducer]:
-    """The class registered as `name`.
+    """The class registered as `name`, or the composition that a name such as "transkimmer+deebert" stands for.
 
     Raises:
         KeyError: unknown name; the message suggests the nearest one and lists all.
     """
+    if "+" in name:
+        from methods.composition import compose  # it builds on the classes that are registered here
+
+        return compose(name)
     if name in _METHODS:
         return _METHODS[name]
     near = difflib.get_close_matches(name, _METHODS, n=1)

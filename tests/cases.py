@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+import methods
 from methods import TokenReducer
 
 
@@ -48,3 +49,31 @@ CASES: dict[str, Case] = {
     "deebert": Case(options={"threshold": 0.6}, neutral={"threshold": 0.0}, undecided=_sure_ramps),
     "random": Case(options={"keep_schedule": (0.8, 0.5, 0.3)}, neutral={"keep_schedule": (1.0, 1.0, 1.0)}),
 }
+
+
+def composed(reducer: str, early_exit: str) -> Case:
+    """The case of a composition, from those of its parts."""
+    parts = {name: CASES[name] for name in (reducer, early_exit)}
+
+    def undecided(composition: TokenReducer) -> None:
+        for name, case in parts.items():
+            case.undecided(composition.parts[name])  # type: ignore[index]
+
+    def options(which: str) -> dict[str, Any]:
+        names = methods.lookup(f"{reducer}+{early_exit}").option_names  # type: ignore[attr-defined]
+        return {names[part, key]: value for part, case in parts.items() for key, value in getattr(case, which).items()}
+
+    return Case(
+        options=options("options"),
+        neutral=options("neutral"),
+        undecided=undecided,
+        unnested=any(case.unnested for case in parts.values()),
+    )
+
+
+# A reducer and an exit on one model: the pairs that the whole contract runs over.
+COMPOSITIONS: dict[str, Case] = {
+    f"{reducer}+{early_exit}": composed(reducer, early_exit)
+    for reducer, early_exit in (("transkimmer", "deebert"), ("power_bert", "deebert"))
+}
+EVERY: dict[str, Case] = CASES | COMPOSITIONS

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import methods
-from tests.cases import CASES
+from tests.cases import CASES, EVERY
 from tests.tiny import FAMILIES, HEADS, LENGTHS, batch_for, labels_for, logits_of, make_batch, tiny_model, tiny_reducer
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
@@ -17,7 +17,7 @@ def combinations() -> list[tuple[str, str, str]]:
     """Every method, backbone and head that the method's traits do not refuse with a reason."""
     return [
         (name, family, head)
-        for name in CASES
+        for name in EVERY
         for family in FAMILIES
         for head in HEADS
         if head not in methods.lookup(name).traits.unsupported
@@ -49,16 +49,16 @@ def test_cases_cover_every_method():
     assert not missing, f"add {sorted(missing)} to tests/cases.py (or take it out)"
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("head", HEADS)
 def test_unsupported_heads_are_refused_with_the_reason(name, head):
     reason = methods.lookup(name).traits.unsupported.get(head)
     model = tiny_model("bert", head)
     if reason is None:
-        assert methods.create(name, model, **CASES[name].options).backbone.head == head
+        assert methods.create(name, model, **EVERY[name].options).backbone.head == head
     else:
         with pytest.raises(ValueError, match="does not support") as caught:
-            methods.create(name, model, **CASES[name].options)
+            methods.create(name, model, **EVERY[name].options)
         assert reason in str(caught.value)
 
 
@@ -156,7 +156,7 @@ def test_first_token_stays_and_kept_tokens_shrink(name, family, head):
     ran = trace.ffn_tokens > 0
     assert torch.equal(trace.keep_masks[..., 0], ran)
     assert torch.equal(trace.keep_masks.sum(dim=-1), trace.ffn_tokens)
-    if not CASES[name].unnested:
+    if not EVERY[name].unnested:
         assert not (trace.keep_masks[:, 1:] & ~trace.keep_masks[:, :-1]).any()
 
 
@@ -213,7 +213,7 @@ def test_save_and_load_give_identical_logits(name, family, head, tmp_path):
     assert torch.equal(logits_of(a, batch["attention_mask"]), logits_of(b, batch["attention_mask"]))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERY)
 def test_float32_error_is_near_the_dense_models(name):
     """Relative tolerance: against float64, at most 3 times the dense model's own float32 error."""
     batch = make_batch((12, 7, 9))
@@ -227,7 +227,7 @@ def test_float32_error_is_near_the_dense_models(name):
     assert errors[name] <= 3 * errors["dense"] + 1e-6
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERY)
 def test_evaluation_is_deterministic(name):
     reducer = tiny_reducer(name)
     batch = make_batch()
@@ -235,7 +235,7 @@ def test_evaluation_is_deterministic(name):
         assert torch.equal(reducer(**batch).logits, reducer(**batch).logits)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERY)
 def test_training_runs_masked_and_evaluation_packed(name):
     reducer = tiny_reducer(name)
     assert reducer.run_mode == "packed"
@@ -245,10 +245,10 @@ def test_training_runs_masked_and_evaluation_packed(name):
     assert reducer.run_mode == "masked"
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERY)
 def test_weights_are_those_of_the_model_given(name):
     model = tiny_model("bert")
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    reducer = methods.create(name, model, **CASES[name].options)
+    reducer = methods.create(name, model, **EVERY[name].options)
     assert reducer.model is model
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())

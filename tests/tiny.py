@@ -7,7 +7,7 @@ import transformers
 from torch import Tensor
 
 import methods
-from tests.cases import CASES
+from tests.cases import EVERY
 
 VOCABULARY = 60
 LENGTHS = (9, 4, 1, 7, 12)
@@ -49,7 +49,7 @@ def tiny_reducer(
     name: str, family: str = "bert", head: str = "classification", *, neutral: bool = False
 ) -> methods.TokenReducer:
     """The method on a tiny model, with its case's reducing or neutral options."""
-    case = CASES[name]
+    case = EVERY[name]
     model = tiny_model(family, head)
     torch.manual_seed(1)
     reducer = methods.create(name, model, **(case.neutral if neutral else case.options)).double().eval()
