@@ -47,6 +47,7 @@ CASES: dict[str, Case] = {
         options={"retention_configuration": (6, 4, 2)}, neutral={"retention_configuration": (99, 99, 99)}
     ),
     "deebert": Case(options={"threshold": 0.6}, neutral={"threshold": 0.0}, undecided=_sure_ramps),
+    "ltp": Case(options={"final_threshold": 0.08, "reference_length": 12}, neutral={"final_threshold": 0.0}),
     "random": Case(options={"keep_schedule": (0.8, 0.5, 0.3)}, neutral={"keep_schedule": (1.0, 1.0, 1.0)}),
 }
 
