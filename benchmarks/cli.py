@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from benchmarks.data import DataSource
     from benchmarks.experiments import Setting
     from benchmarks.models import ModelRef
+    from benchmarks.suite import Suite
     from benchmarks.tasks import Task
 
 PROFILES = ("embedded", "local", "paper")
@@ -28,7 +29,6 @@ OWN_RESULTS = RESULTS / "local"
 DTYPE_RULE = "default --dtype: bfloat16 where the processor has matrix units for it; in the paper profile float32"
 # Not avx512_bf16: its dot products reach half the float32 rate on some processors.
 BFLOAT16_FEATURE = "amx_bf16"
-EMBEDDED_TRAIN_ROWS, EMBEDDED_EVAL_ROWS = 2_000, 1_000  # per task: what a laptop trains and scores in minutes
 PAPER_SEEDS, ONE_SEED = (42, 43, 44), (42,)
 
 
@@ -36,6 +36,7 @@ PAPER_SEEDS, ONE_SEED = (42, 43, 44), (42,)
 class Session:
     """A command's checked arguments."""
 
+    suite: Suite
     profile: str
     setting: Setting
     models: tuple[ModelRef, ...]
@@ -54,12 +55,13 @@ class Session:
         return RunStore.open(self.results, force=self.force)
 
 
-def parser(prog: str, description: str, example: str) -> argparse.ArgumentParser:
+def parser(suite: Suite) -> argparse.ArgumentParser:
     """A parser with the shared flags."""
+    train_rows, eval_rows = suite.embedded_rows
     result = argparse.ArgumentParser(
-        prog=prog,
-        description=description,
-        epilog=f"example:\n  {example}\n\n{DTYPE_RULE}",
+        prog=suite.program,
+        description=suite.description,
+        epilog=f"example:\n  {suite.program} {suite.example}\n\n{DTYPE_RULE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = result.add_argument
@@ -74,8 +76,8 @@ def parser(prog: str, description: str, example: str) -> argparse.ArgumentParser
     add("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     add("--dtype", choices=("float32", "bfloat16"), help="of matrix products; default: see below")
     add("--jobs", type=int, metavar="N", help="runs at a time; default: one per CPU core, one on a GPU")
-    add("--max-train-samples", type=int, metavar="N", help="train on N random rows per task; embedded: 2000")
-    add("--max-eval-samples", type=int, metavar="N", help="score on N random rows per task; embedded: 1000")
+    add("--max-train-samples", type=int, metavar="N", help=f"train on N random rows per task; embedded: {train_rows}")
+    add("--max-eval-samples", type=int, metavar="N", help=f"score on N random rows per task; embedded: {eval_rows}")
     add(
         "--max-length",
         type=int,
@@ -96,11 +98,9 @@ def parser(prog: str, description: str, example: str) -> argparse.ArgumentParser
     return result
 
 
-def open_session(arguments: argparse.Namespace, tasks_of_profile: dict[str, tuple[str, ...]]) -> Session:
+def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
     """Check the shared flags.
 
-    Args:
-        tasks_of_profile: default task names per profile.
     Raises:
         UserError: a value that cannot be used; it says which and what can.
     """
@@ -119,7 +119,8 @@ def open_session(arguments: argparse.Namespace, tasks_of_profile: dict[str, tupl
     for padding in arguments.padding:
         if padding not in PADDINGS:
             raise UserError(f"--padding takes {', '.join(PADDINGS)}, got '{padding}'")
-    names = arguments.tasks or tasks_of_profile[profile]
+    names = arguments.tasks or suite.tasks[profile]
+    rows = suite.embedded_rows if profile == "embedded" else (None, None)
     wanted = arguments.methods or methods.available()
     for name in wanted:
         try:
@@ -127,15 +128,16 @@ def open_session(arguments: argparse.Namespace, tasks_of_profile: dict[str, tupl
         except KeyError as error:
             raise UserError(str(error.args[0])) from error
     return Session(
+        suite=suite,
         profile=profile,
         setting=Setting(
             recipe=arguments.recipe or ("paper" if profile == "paper" else "short"),
             source=_source(profile, arguments.data_dir),
             compute=Compute(device=device, dtype=arguments.dtype or _dtype(profile, device)),
-            max_train_samples=arguments.max_train_samples or (EMBEDDED_TRAIN_ROWS if profile == "embedded" else None),
-            max_eval_samples=arguments.max_eval_samples or (EMBEDDED_EVAL_ROWS if profile == "embedded" else None),
+            max_train_samples=arguments.max_train_samples or rows[0],
+            max_eval_samples=arguments.max_eval_samples or rows[1],
         ),
-        models=_models(profile, arguments.model),
+        models=_models(profile, arguments.model, tuple(suite.encoders)),
         tasks=tuple(_task(name, arguments) for name in dict.fromkeys(names)),
         methods=tuple(dict.fromkeys(("dense", *wanted))),
         paddings=tuple(padding for padding in PADDINGS if padding in arguments.padding),
@@ -182,7 +184,7 @@ def _source(profile: str, data_dir: Path | None) -> DataSource:
     return DataSource("embedded" if profile == "embedded" else "hub")
 
 
-def _models(profile: str, name: str | None) -> tuple[ModelRef, ...]:
+def _models(profile: str, name: str | None, encoders: tuple[str, ...]) -> tuple[ModelRef, ...]:
     from benchmarks.embedded import embedded_model_path
     from benchmarks.models import PAPER_MODELS, find_model, folder_model, hub_model
 
@@ -191,7 +193,7 @@ def _models(profile: str, name: str | None) -> tuple[ModelRef, ...]:
             raise UserError("the embedded profile has its own model; use --profile local with --model")
         return (find_model(name),)
     if profile == "paper":
-        return tuple(hub_model(title, source) for title, source in PAPER_MODELS.items())
+        return tuple(hub_model(title, PAPER_MODELS[title]) for title in encoders)
     return (folder_model(embedded_model_path(), "MiniLM-L6"),)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.embedded import skimbench_home
 from benchmarks.errors import UserError
-from benchmarks.row_checks import check_numbers, check_texts, with_class_ids
+from benchmarks.row_checks import check_answers, check_numbers, check_texts, with_class_ids
 from benchmarks.row_files import read_rows, split_files
 from benchmarks.tasks import Task
 
@@ -26,9 +26,13 @@ if TYPE_CHECKING:
     import datasets
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+    from benchmarks.squad import Window
+
 logger = logging.getLogger(__name__)
 
 Padding = Literal["none", "batch", "sequence"]
+LABELS = ("labels", "start_positions", "end_positions")  # entries of a batch that inference does without
+TEST_SHARE, DIVISION_SEED = 0.25, 42  # of a divided task: the same for every run
 _CHUNK = 1_000  # rows tokenised at a time, which bounds the memory for offsets
 _POOL = 50  # batches in a pool of length-grouped shuffling
 
@@ -46,14 +50,15 @@ class DataSource:
 
 
 class Feature(TypedDict):
-    """One tokenised example of n tokens."""
+    """One tokenised example of n tokens: a text or pair, or one window of a long context with its question."""
 
-    index: int  # position in the rows it was made from
+    index: int  # position in the rows it was made from; windows of one context share it
     input_ids: list[int]  # n token ids, special tokens included
     token_type_ids: NotRequired[list[int]]  # n, only if the tokenizer gives them
-    label: int | float
+    label: NotRequired[int | float]  # of a text or pair
     truncated: bool  # True if tokens were cut off to fit
     relevant: NotRequired[list[bool]]  # n, True where the token overlaps a span that decides the label
+    window: NotRequired[Window]  # of a context: see `benchmarks.squad`
 
 
 def load_rows(
@@ -61,17 +66,18 @@ def load_rows(
 ) -> datasets.Dataset:
     """The rows of one split, checked, with class ids in the task's order.
 
-    A data folder holds `<task>/<split>.*` or `glue/<task>/<split>.*` (see `row_files`). With `max_samples`, a random
-    subset in random order: where a set is sorted by class, all classes come up. A smaller subset of the same seed is
-    contained in a larger one.
+    A data folder holds `<task>/<split>.*` or `glue/<task>/<split>.*` (see `row_files`). Both splits of a divided task
+    are made from the one that there is. With `max_samples`, a random subset in random order: where a set is sorted by
+    class, all classes come up. A smaller subset of the same seed is contained in a larger one.
 
     Raises:
         UserError: rows cannot be had, or a column, text or label is not usable; it names file, row (from 1) and value.
     """
     if max_samples is not None and max_samples < 1:
         raise UserError(f"the number of samples must be 1 or more, got {max_samples}")
-    rows, origin = _read(task, split, source)
-    missing = [name for name in (*task.text_columns, task.label_column) if name not in rows.column_names]
+    rows, origin = _read(task, task.divided or split, source)
+    needed = (*task.text_columns, task.label_column, *((task.group_column,) if task.divided else ()))
+    missing = [name for name in needed if name not in rows.column_names]
     if missing:
         raise UserError(f"{origin} lacks the column {missing[0]!r}; it has: {', '.join(rows.column_names)}")
     check_texts(rows, task, origin, official=source.kind == "hub")
@@ -79,6 +85,10 @@ def load_rows(
         rows = with_class_ids(rows, task, origin)
     elif task.kind == "regression":
         check_numbers(rows, task, origin)
+    else:
+        check_answers(rows, task, origin, official=source.kind == "hub")
+    if task.divided:
+        rows = split_rows(rows, TEST_SHARE, DIVISION_SEED, task.group_column)[split != task.train_split]
     if max_samples is None or max_samples >= len(rows):
         return rows
     return rows.select(np.random.default_rng(seed).permutation(len(rows))[:max_samples])
@@ -113,21 +123,29 @@ def _read_hub(task: Task, split: str) -> tuple[datasets.Dataset, str]:
     return rows, origin
 
 
-def split_train(rows: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Split training rows at random into (the rest, a held-out `fraction`) for choosing hyper-parameters.
+def split_rows(
+    rows: datasets.Dataset, fraction: float, seed: int, group_column: str | None = None
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Split rows at random into (the rest, a held-out `fraction`), for choosing hyper-parameters or for a test.
 
-    Both parts keep the order of the rows and hold at least one.
+    Both parts keep the order of the rows and hold at least one. With `group_column`, rows that share a value of it stay
+    together (questions on one article), and groups are held out until their rows make up the fraction.
 
     Raises:
-        UserError: the fraction is not in (0, 1), or there are fewer than two rows.
+        UserError: the fraction is not in (0, 1), or there are fewer than two rows or groups.
     """
     if not 0 < fraction < 1:
         raise UserError(f"the held-out fraction must be between 0 and 1, got {fraction}")
-    if len(rows) < 2:
-        raise UserError(f"cannot hold out {fraction} of {len(rows)} training row(s); two are needed")
-    held_out = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
-    order = np.random.default_rng(seed).permutation(len(rows))
-    return rows.select(np.sort(order[held_out:])), rows.select(np.sort(order[:held_out]))
+    groups = np.arange(len(rows)) if group_column is None else np.unique(rows[group_column], return_inverse=True)[1]
+    sizes = np.bincount(groups)
+    if len(sizes) < 2:
+        unit = "row(s)" if group_column is None else f"value(s) of {group_column!r}"
+        raise UserError(f"cannot hold out {fraction} of {len(sizes)} {unit}; two are needed")
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    reached = np.cumsum(sizes[order]) >= round(fraction * len(rows))
+    count = min(int(reached.argmax()) + 1, len(sizes) - 1)
+    held_out = np.isin(groups, order[:count])
+    return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
 
 
 def tokenize(
@@ -140,18 +158,23 @@ def tokenize(
 ) -> list[Feature]:
     """Tokenise texts or pairs, the longer text of a pair cut first; unpadded, in the order of the rows.
 
+    The contexts of a span task are not cut but give as many windows as they need: see `benchmarks.squad`.
+
     Args:
         max_length: tokens kept of each example, special tokens included.
         model_length: tokens that the model has positions for; the tokenizer's own limit always holds.
     Returns:
-        One feature per row; `relevant` only if the task and the rows have spans. How many were cut is logged.
+        One feature per row, or per window; `relevant` only if the task and the rows have spans. How many were cut is
+        logged.
     Raises:
         UserError: `max_length` is beyond the model or leaves no room for text; the tokenizer gives no offsets.
     """
-    if task.kind == "span_qa":
-        raise ValueError(f"{task.name}: contexts are split into windows, which this function does not do")
     _check_tokenizer(tokenizer, task, max_length, model_length)
     spans = task.relevant_columns if set(task.relevant_columns) <= set(rows.column_names) else ()
+    if task.kind == "span_qa":
+        from benchmarks.squad import windows
+
+        return windows(rows, task, tokenizer, max_length=max_length, spans=spans)
     features: list[Feature] = []
     for start in range(0, len(rows), _CHUNK):
         chunk = rows[start : start + _CHUNK]
@@ -174,7 +197,7 @@ def _feature(encoded: BatchEncoding, i: int, spans: list[Sequence[Sequence[int]]
     if "token_type_ids" in encoded:
         feature["token_type_ids"] = encoded["token_type_ids"][i]
     if spans:
-        feature["relevant"] = _relevant(encoding, spans)
+        feature["relevant"] = relevant_tokens(encoding, spans)
     return feature
 
 
@@ -192,7 +215,7 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, max_length:
         raise UserError(f"input length {max_length} leaves no room for text beside {special} special tokens")
 
 
-def _relevant(encoding: Any, spans: Sequence[Sequence[Sequence[int]]]) -> list[bool]:
+def relevant_tokens(encoding: Any, spans: Sequence[Sequence[Sequence[int]]]) -> list[bool]:
     """Per token, whether it overlaps one of the [start, end) character spans of its own text; special tokens never."""
     return [
         text is not None and any(start < stop and end > first for first, stop in spans[text])
@@ -231,7 +254,8 @@ def collate(
         with_relevant: also give `relevant`; left out by default, as no model takes it.
     Returns:
         input_ids (B, N) long; attention_mask (B, N) bool, True = real token; token_type_ids (B, N) long if the features
-        have them; labels (B,) long, or float32 for a regression; relevant (B, N) bool.
+        have them; labels (B,) long, or float32 for a regression, and for windows start_positions and end_positions (B,)
+        long instead; relevant (B, N) bool.
     Raises:
         UserError: lengths differ under "none"; `length` is missing or too small under "sequence"; unknown padding.
     """
@@ -241,17 +265,25 @@ def collate(
     def padded(rows: Sequence[Sequence[int]], fill: int, dtype: torch.dtype) -> Tensor:
         return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=dtype)
 
-    labels = [feature["label"] for feature in features]
     batch = {
         "input_ids": padded([feature["input_ids"] for feature in features], pad_id, torch.long),
         "attention_mask": torch.arange(width) < torch.tensor(lengths)[:, None],
-        "labels": torch.tensor(labels, dtype=torch.float32 if isinstance(labels[0], float) else torch.long),
+        **_labels(features),
     }
     if "token_type_ids" in features[0]:
         batch["token_type_ids"] = padded([feature["token_type_ids"] for feature in features], 0, torch.long)
     if with_relevant:
         batch["relevant"] = padded([feature["relevant"] for feature in features], False, torch.bool)
     return batch
+
+
+def _labels(features: Sequence[Feature]) -> dict[str, Tensor]:
+    """What the model is to say, under the names of its arguments (`LABELS`)."""
+    if "window" in features[0]:
+        positions = torch.tensor([feature["window"].answer for feature in features])
+        return dict(zip(LABELS[1:], positions.unbind(dim=1), strict=True))
+    labels = [feature["label"] for feature in features]
+    return {LABELS[0]: torch.tensor(labels, dtype=torch.float32 if isinstance(labels[0], float) else torch.long)}
 
 
 def _width(lengths: Sequence[int], padding: str, length: int | None) -> int:

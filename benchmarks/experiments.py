@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import methods
-from benchmarks.data import DataSource, Feature, load_rows, pad_token_id, split_train, tokenize
+from benchmarks.data import DataSource, Feature, load_rows, pad_token_id, split_rows, tokenize
 from benchmarks.embedded import skimbench_home
 from benchmarks.evaluate import BATCH_SIZE, evaluate
 from benchmarks.models import ModelRef, load_model, load_tokenizer
 from benchmarks.runs import Record, RunConfig, RunStore
+from benchmarks.squad import MAX_ANSWER, MAX_QUESTION, N_BEST
+from benchmarks.squad_scores import tuned_threshold
 from benchmarks.tasks import Task
 from benchmarks.train import Compute, train_stage, updates_of
 from methods import Stage, TokenReducer, Trial
@@ -87,6 +89,7 @@ class Experiment:
                 "max_eval_samples": self.setting.max_eval_samples,
                 "eval_batch_size": BATCH_SIZE,
                 "held_out": self.held_out,
+                **_reading(self.task),
             },
         )
 
@@ -109,7 +112,7 @@ def plan(
 ) -> Experiment:
     """An experiment with the recipe's options (overridden by `options`) and stages.
 
-    `held_out` keeps rows from training even if no stage needs them.
+    `held_out` keeps rows from training even if no stage needs them; span tasks always choose a threshold on them.
     """
     cls = methods.lookup(method)
     chosen = cls.task_options(task, setting.recipe) | dict(options or {})
@@ -122,8 +125,15 @@ def plan(
         seed=seed,
         options=chosen,
         stages=recipe,
-        held_out=held_out or any(stage.holds_out for stage in recipe),
+        held_out=held_out or task.kind == "span_qa" or any(stage.holds_out for stage in recipe),
     )
+
+
+def _reading(task: Task) -> dict[str, int]:
+    """How long contexts are read, where they are."""
+    if task.kind != "span_qa":
+        return {}
+    return {"stride": task.stride, "max_question": MAX_QUESTION, "n_best": N_BEST, "max_answer": MAX_ANSWER}
 
 
 def supports(method: str, task: Task) -> str | None:
@@ -151,7 +161,8 @@ def _features(
     parts = [rows]
     if held_out_seed is not None:
         share = min(HELD_OUT_SHARE, HELD_OUT_ROWS / len(rows))
-        parts = list(split_train(rows, share, held_out_seed))
+        group = task.group_column if task.group_column in rows.column_names else None
+        parts = list(split_rows(rows, share, held_out_seed, group))
     done = [tokenize(part, task, tokenizer, max_length=task.sequence_length) for part in parts]
     return done[0], done[1] if len(done) > 1 else []
 
@@ -167,7 +178,8 @@ def data_identity(experiment: Experiment) -> dict[str, Any]:
     splits = {task.train_split: setting.max_train_samples}
     splits |= dict.fromkeys(task.eval_splits, setting.max_eval_samples)
     described = {name: _split_identity(task, name, setting.source, limit) for name, limit in splits.items()}
-    return {"source": setting.source.kind, "revision": task.revision, "splits": described}
+    identity = {"source": setting.source.kind, "revision": task.revision, "splits": described}
+    return identity | ({"divided": task.divided, "by": task.group_column} if task.divided else {})
 
 
 @functools.lru_cache(maxsize=256)
@@ -241,7 +253,12 @@ def _compute(experiment: Experiment, store: RunStore, report: Report) -> dict[st
                 trial=trial if held_out else None,
             )
         )
-    splits = {split: _evaluate_split(experiment, split, reducer, pad_id, report) for split in task.eval_splits}
+    threshold = None
+    if task.kind == "span_qa":
+        threshold = tuned_threshold(evaluate(reducer, held_out, task, pad_id, compute=setting.compute).answers or [])
+    splits = {
+        split: _evaluate_split(experiment, split, reducer, pad_id, report, threshold) for split in task.eval_splits
+    }
     _save(reducer, checkpoint_folder(experiment))
     first = splits[task.eval_splits[0]]
     return {
@@ -292,11 +309,13 @@ def _set_teacher(experiment: Experiment, stage: Stage, reducer: TokenReducer, st
 
 
 def _evaluate_split(
-    experiment: Experiment, split: str, reducer: TokenReducer, pad_id: int, report: Report
+    experiment: Experiment, split: str, reducer: TokenReducer, pad_id: int, report: Report, threshold: float | None
 ) -> dict[str, Any]:
     setting = experiment.setting
     features, _ = _features(experiment.task, split, setting.source, setting.max_eval_samples, experiment.model, None)
-    result = evaluate(reducer, features, experiment.task, pad_id, compute=setting.compute, on_batch=report)
+    result = evaluate(
+        reducer, features, experiment.task, pad_id, compute=setting.compute, on_batch=report, threshold=threshold
+    )
     return {"scores": result.scores, "cost": result.cost, "retention": result.retention}
 
 

@@ -7,11 +7,13 @@ baseline for all positions of the setting: "none" (each text at its own length),
 "sequence" (the task's input length). Because padded settings let a method win by throwing pads away, each one carries
 what unpadding alone gives.
 
-Speed-ups are ratios of sums over texts; the mean of the texts' own ratios stands beside.
+Speed-ups are ratios of sums over texts; the mean of the texts' own ratios stands beside. Where a long text is read in
+windows, its cost is that of all of them together; "batch" and "sequence" pad windows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,28 +36,28 @@ class CostTotals:
     """Sums over the texts of an evaluation, grown batch by batch; `summary` is what a record holds."""
 
     sequence_length: int
-    texts: int = 0
+    sequences: int = 0
     tokens: int = 0
-    dense: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PADDINGS, 0))
-    method: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PADDINGS, 0))
-    ratios: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PADDINGS, 0.0))
+    owners: list[int] = field(default_factory=list)  # text of each sequence
+    macs: dict[str, list[Tensor]] = field(
+        default_factory=lambda: {name: [] for name in PADDINGS}
+    )  # (2, batch): dense, method
     attention_tokens: Tensor | int = 0  # (layers,)
     ffn_tokens: Tensor | int = 0
     exits: Tensor | int = 0
     overhead: int = 0
     layer_macs: tuple[int, int] = (0, 0)  # of one token: attention projections, feed-forward
 
-    def add(self, reducer: TokenReducer, trace: Trace) -> None:
-        """Account for one batch."""
-        self.texts += len(trace.input_lengths)
+    def add(self, reducer: TokenReducer, trace: Trace, owners: Sequence[int] | None = None) -> None:
+        """Account for one batch; `owners` has the text of each sequence, where not every sequence is a text."""
+        count = len(trace.input_lengths)
+        self.owners += owners if owners is not None else range(self.sequences, self.sequences + count)
+        self.sequences += count
         self.tokens += int(trace.input_lengths.sum())
         for padding in PADDINGS:
             length = padded_lengths(trace, padding, self.sequence_length)
-            dense = reducer.backbone.dense_macs(length)
-            method = reducer.macs(trace, padding, length)
-            self.dense[padding] += int(dense.sum())
-            self.method[padding] += int(method.sum())
-            self.ratios[padding] += float((dense / method).sum())
+            macs = torch.stack((reducer.backbone.dense_macs(length), reducer.macs(trace, padding, length)))
+            self.macs[padding].append(macs.cpu())
         self.attention_tokens = self.attention_tokens + trace.attention_tokens.sum(dim=0).cpu()
         self.ffn_tokens = self.ffn_tokens + trace.ffn_tokens.sum(dim=0).cpu()
         self.overhead += int(trace.overhead_macs.sum())
@@ -64,24 +66,29 @@ class CostTotals:
         self.exits = self.exits + torch.bincount(trace.exit_layers, minlength=trace.num_layers).cpu()
 
     def summary(self) -> dict[str, Any]:
-        """Plain data: MACs and speed-ups per padding, share of tokens computed per layer, texts that left per layer."""
+        """Plain data: MACs and speed-ups per padding, share of tokens computed and sequences that left per layer."""
         assert isinstance(self.attention_tokens, Tensor) and isinstance(self.ffn_tokens, Tensor)
         assert isinstance(self.exits, Tensor)
-        unpadded = self.dense["none"]
-        padding = {
-            name: {
-                "dense_gmacs_mean": self.dense[name] / self.texts / 1e9,
-                "method_gmacs_mean": self.method[name] / self.texts / 1e9,
-                "speedup": self.dense[name] / self.method[name],
-                "speedup_mean_of_ratios": self.ratios[name] / self.texts,
-                "speedup_of_unpadding_alone": self.dense[name] / unpadded,
+        _, owner = torch.unique(torch.tensor(self.owners), return_inverse=True)
+        texts = int(owner.max()) + 1
+        macs = {name: torch.cat(parts, dim=1) for name, parts in self.macs.items()}
+        unpadded = int(macs["none"][0].sum())
+        padding = {}
+        for name in PADDINGS:
+            dense, method = macs[name].sum(dim=1).tolist()
+            of_texts = torch.zeros(2, texts, dtype=torch.long).index_add(1, owner, macs[name]).double()
+            padding[name] = {
+                "dense_gmacs_mean": dense / texts / 1e9,
+                "method_gmacs_mean": method / texts / 1e9,
+                "speedup": dense / method,
+                "speedup_mean_of_ratios": float((of_texts[0] / of_texts[1]).mean()),
+                "speedup_of_unpadding_alone": dense / unpadded,
             }
-            for name in PADDINGS
-        }
         attention, ffn = (tokens / self.tokens for tokens in (self.attention_tokens, self.ffn_tokens))
         return {
-            "texts": self.texts,
-            "tokens_mean": self.tokens / self.texts,
+            "texts": texts,
+            "sequences": self.sequences,
+            "tokens_mean": self.tokens / texts,
             "padding": padding,
             "keep_ratio": float(ffn.mean()),
             "attention_share": [round(share, 6) for share in attention.tolist()],

@@ -1,6 +1,7 @@
 """Scores of predictions, and the correctness of each, as paired tests need it.
 
-`Glue` is the hub's GLUE metric without the hub: `Glue(config_name="mrpc").compute(predictions=..., references=...)`.
+`Glue` is the hub's GLUE metric without the hub: `Glue(config_name="mrpc").compute(predictions=..., references=...)`;
+`SquadV2` likewise. Answers of span tasks are scored by `benchmarks/squad_scores.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from benchmarks.tasks import Task
 
 if TYPE_CHECKING:
     from benchmarks.glue_metric import Glue as Glue
+    from benchmarks.squad_metric import SquadV2 as SquadV2
 
 GLUE_METRICS: dict[str, tuple[str, ...]] = {  # configuration of the GLUE metric -> what it reports
     "cola": ("matthews_correlation",),
@@ -33,11 +35,15 @@ GLUE_METRICS: dict[str, tuple[str, ...]] = {  # configuration of the GLUE metric
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Glue` on first use: its library takes seconds to import, and scoring does not need it."""
+    """Import `Glue` or `SquadV2` on first use: their library takes seconds to import, and scoring does not need it."""
     if name == "Glue":
         from benchmarks.glue_metric import Glue
 
         return Glue
+    if name == "SquadV2":
+        from benchmarks.squad_metric import SquadV2
+
+        return SquadV2
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

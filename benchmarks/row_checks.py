@@ -71,3 +71,22 @@ def check_numbers(rows: datasets.Dataset, task: Task, origin: str) -> None:
     for number, label in enumerate(rows[task.label_column], 1):
         if not isinstance(label, int | float) or not math.isfinite(label):
             raise UserError(f"{origin}, row {number}: label {label!r} of {task.name} must be a finite number")
+
+
+def check_answers(rows: datasets.Dataset, task: Task, origin: str, *, official: bool) -> None:
+    """Answers are texts with their places in the context, and stand there; official rows may be a little off."""
+    context_column = task.text_columns[-1]
+    for number, (answers, context) in enumerate(zip(rows[task.label_column], rows[context_column], strict=True), 1):
+        where = f"{origin}, row {number}: {task.label_column!r}"
+        texts, starts = (
+            (answers.get(name) for name in ("text", "answer_start")) if isinstance(answers, dict) else (0, 0)
+        )
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+            raise UserError(f"{where} must have equally long lists 'text' and 'answer_start', got {answers!r}")
+        for text, start in zip(texts, starts, strict=True):
+            if not isinstance(text, str) or not isinstance(start, int) or not text.strip():
+                raise UserError(
+                    f"{where} has {text!r} at {start!r}; an answer is a text and its first character's place"
+                )
+            if not official and (start < 0 or context[start : start + len(text)] != text):
+                raise UserError(f"{where} has {text!r} at {start}, but {context_column!r} does not have it there")

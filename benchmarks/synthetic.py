@@ -24,11 +24,12 @@ _FACTS_OF_EACH_KIND = (1, 1, 2, 3)  # things that the house has, and as many tha
 _FILLERS = (1, 4)  # fewest and most
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text, for lists of them."""
     return tuple(text.split())
 
 
-_THINGS = _words(  # each one token in the usual vocabularies, none starts with a vowel
+_THINGS = words(  # each one token in the usual vocabularies, none starts with a vowel
     "piano guitar drum violin flute trumpet lamp chair table bed mirror desk clock carpet hammer knife ladder rope "
     "bucket shovel bottle cup plate bowl spoon basket car bicycle boat truck tractor pool garden fountain bench tree "
     "dog cat horse cow goat sheep rabbit parrot duck pig snake turtle mouse donkey"
@@ -40,7 +41,7 @@ _FORMS = (  # before and after "a piano" or "no piano"
     ("You will find", " inside"),
 )
 _OPENINGS = ("Luckily,", "As expected,", "This year,", "So far,", "Of course,", "As before,")
-_FILLER_SENTENCES = (
+FILLER_SENTENCES = (
     "It had been raining since the early morning.",
     "The meeting took much longer than planned.",
     "Somebody must have left the door open.",
@@ -90,7 +91,7 @@ def make_paragraph(rng: random.Random) -> Paragraph:
     of_each = rng.choice(_FACTS_OF_EACH_KIND)
     facts = [Fact(thing, i < of_each) for i, thing in enumerate(rng.sample(_THINGS, 2 * of_each))]
     parts: list[tuple[str, list[Span], Fact | None]] = [(*fact.sentence(rng, opening=True), fact) for fact in facts]
-    parts += [(filler, [], None) for filler in rng.sample(_FILLER_SENTENCES, rng.randint(*_FILLERS))]
+    parts += [(filler, [], None) for filler in rng.sample(FILLER_SENTENCES, rng.randint(*_FILLERS))]
     rng.shuffle(parts)
     spans: dict[Fact, list[Span]] = {}
     start = 0

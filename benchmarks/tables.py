@@ -20,7 +20,7 @@ import methods
 from benchmarks.models import ModelRef
 from benchmarks.reported import Reported, lookup
 from benchmarks.runs import Record
-from benchmarks.tasks import Task
+from benchmarks.tasks import OFFICIAL_ROWS, Task
 
 DASH = "\N{EN DASH}"
 PADDING_TITLES = {"none": "No", "batch": "Batch", "sequence": "Sequence", "baseline": DASH}
@@ -189,6 +189,51 @@ def retention_table(entries: Iterable[Entry]) -> pd.DataFrame:
     return pd.DataFrame(rows).drop_duplicates(["Task", "Method"]) if rows else pd.DataFrame()
 
 
+ANSWER_COLUMNS = {  # of `answer_table`: the scores without "squad_" or "tuned_"
+    "exact": "Exact",
+    "f1": "F1",
+    "has_answer_exact": "HasAns exact",
+    "has_answer_f1": "HasAns F1",
+    "no_answer": "NoAns",
+}
+ANSWER_NOTE = (
+    "Exact and F1 of all texts, of those with an answer and of those without (right or not), in percent; seeds "
+    "averaged. Tuned: with the threshold of no answer that is best on held-out training rows, instead of 0."
+)
+
+
+def answer_table(entries: Iterable[Entry]) -> pd.DataFrame:
+    """Span tasks: what the headline F1 is made of, at the threshold 0 and at the tuned one."""
+    rows = []
+    for entry in entries:
+        for result in entry.record["metrics"]["splits"].values() if entry.task.kind == "span_qa" else ():
+            for prefix, rule in (("squad", "0"), ("tuned", "Tuned")):
+                scores = {
+                    title: 100 * result["scores"][f"{prefix}_{name}"]
+                    for name, title in ANSWER_COLUMNS.items()
+                    if f"{prefix}_{name}" in result["scores"]
+                }
+                row = {"Model": entry.model.title, "Task": entry.task.title, "Method": entry.title, "Threshold": rule}
+                rows.append(row | scores)
+    if not rows:
+        return pd.DataFrame()
+    means = pd.DataFrame(rows).groupby(["Model", "Task", "Method", "Threshold"], sort=False).mean()
+    return means.round(1).reset_index()
+
+
+def data_lines(entries: Iterable[Entry]) -> list[str]:
+    """One sentence per task: which rows, and how many of the official ones."""
+    lines = []
+    for entry in entries:
+        data = entry.record["config"]["data"]
+        splits = ", ".join(f"{split['rows']:,} {name}" for name, split in data["splits"].items())
+        known = OFFICIAL_ROWS.get(entry.task.name, ())
+        official = f" (official: {' and '.join(f'{rows:,}' for rows in known)})" if known else ""
+        note = f"; {entry.task.note}" if entry.task.note else ""
+        lines.append(f"{entry.task.title}: {splits} rows{official}, at most {entry.task.sequence_length} tokens{note}")
+    return list(dict.fromkeys(lines))
+
+
 def against_random(frame: pd.DataFrame) -> list[str]:
     """One sentence per method and task: is it better than random dropping at the same cost?"""
     lines = []
@@ -219,20 +264,33 @@ def print_table(frame: pd.DataFrame, title: str, console: Console) -> None:
 
 
 def write_tables(
-    folder: Path, name: str, frame: pd.DataFrame, entries: Sequence[Entry], *, heading: str, command: str
+    folder: Path,
+    name: str,
+    frame: pd.DataFrame,
+    entries: Sequence[Entry],
+    *,
+    heading: str,
+    command: str,
+    notes: Sequence[str] = (),
 ) -> list[Path]:
     """Write `name`.csv (everything), `name`.md and `name`.tex (what people read) into `folder`; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     cells, comparison, retention = cell_table(frame), comparison_table(frame), retention_table(entries)
+    answers = answer_table(entries)
     parts = [f"# {heading}", f"Command: `{command}`", cells.to_markdown(index=False)]
     if not comparison.empty:
         parts += ["## Measured and reported", comparison.to_markdown(index=False)]
+    if not answers.empty:
+        parts += ["## Answers", ANSWER_NOTE, answers.to_markdown(index=False)]
     if not retention.empty:
         note = "Share of the tokens that decide the label still computed / share of all tokens, in percent, per layer."
         parts += ["## Retention", note, retention.to_markdown(index=False)]
     random = against_random(frame)
     if random:
         parts += ["## Against random dropping at the same cost", "\n".join(f"- {line}" for line in random)]
+    parts += ["## Data", "\n".join(f"- {line}" for line in data_lines(entries))]
+    if notes:
+        parts += ["## Left out", "\n".join(f"- {note}" for note in notes)]
     paths = [folder / f"{name}{suffix}" for suffix in (".csv", ".md", ".tex")]
     frame.to_csv(paths[0], index=False, float_format="%.6g")
     paths[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")

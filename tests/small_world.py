@@ -22,8 +22,9 @@ def write_model(folder: Path) -> Path:
     """A three-layer BERT with a word-level vocabulary; returns the folder."""
     folder.mkdir(parents=True)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
-    tokenizer = transformers.BertTokenizerFast(vocab_file=str(folder / "vocab.txt"), model_max_length=80)
+    words = {word: number for number, word in enumerate(vocabulary)}
+    tokenizer = transformers.BertTokenizerFast(vocab=words, model_max_length=80)
+    assert tokenizer.tokenize("The film was good") == ["the", "film", "was", "good"]
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = tiny_config("bert", vocab_size=len(vocabulary), initializer_range=0.1, max_position_embeddings=80)

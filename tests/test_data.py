@@ -6,7 +6,7 @@ from dataclasses import replace
 import datasets
 import pytest
 
-from benchmarks.data import DataSource, load_rows, split_train
+from benchmarks.data import DataSource, load_rows, split_rows
 from benchmarks.errors import UserError
 from benchmarks.tasks import TASKS, get_task
 from tests.shared_data import shared_data
@@ -233,23 +233,23 @@ def test_a_task_may_allow_empty_texts(tmp_path, caplog):
 # --- held-out rows ----------------------------------------------------------------------------------------------------
 
 
-def test_split_train_partitions_the_rows():
+def test_split_rows_partitions_the_rows():
     rows = datasets.Dataset.from_dict({"i": list(range(100))})
-    rest, held_out = split_train(rows, 0.2, seed=3)
+    rest, held_out = split_rows(rows, 0.2, seed=3)
     assert (len(rest), len(held_out)) == (80, 20)
     assert sorted([*rest["i"], *held_out["i"]]) == list(range(100))
     assert list(held_out["i"]) == sorted(held_out["i"])
-    assert list(split_train(rows, 0.2, seed=3)[1]["i"]) == list(held_out["i"])
-    assert list(split_train(rows, 0.2, seed=4)[1]["i"]) != list(held_out["i"])
+    assert list(split_rows(rows, 0.2, seed=3)[1]["i"]) == list(held_out["i"])
+    assert list(split_rows(rows, 0.2, seed=4)[1]["i"]) != list(held_out["i"])
 
 
 @pytest.mark.parametrize(("fraction", "sizes"), [(0.01, (1, 1)), (0.99, (1, 1))])
-def test_split_train_leaves_neither_part_empty(fraction, sizes):
-    parts = split_train(datasets.Dataset.from_dict({"i": [0, 1]}), fraction, seed=0)
+def test_split_rows_leaves_neither_part_empty(fraction, sizes):
+    parts = split_rows(datasets.Dataset.from_dict({"i": [0, 1]}), fraction, seed=0)
     assert tuple(map(len, parts)) == sizes
 
 
 @pytest.mark.parametrize(("n", "fraction", "part"), [(9, 0, "got 0"), (9, 1.0, "got 1.0"), (1, 0.5, "two are needed")])
-def test_split_train_refuses(n, fraction, part):
+def test_split_rows_refuses(n, fraction, part):
     rows = datasets.Dataset.from_dict({"i": list(range(n))})
-    assert part in message(lambda: split_train(rows, fraction, seed=0))
+    assert part in message(lambda: split_rows(rows, fraction, seed=0))

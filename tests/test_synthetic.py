@@ -9,7 +9,7 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.synthetic import _FILLER_SENTENCES, _THINGS, generate_pairs
+from benchmarks.synthetic import _THINGS, FILLER_SENTENCES, generate_pairs
 from benchmarks.tasks import TASKS
 
 
@@ -71,7 +71,7 @@ def test_the_premise_holds_both_answers_whatever_the_label(train):
 
 
 def test_fillers_say_nothing_about_things():
-    words = set(re.findall(r"\w+", " ".join(_FILLER_SENTENCES).lower()))
+    words = set(re.findall(r"\w+", " ".join(FILLER_SENTENCES).lower()))
     assert not words & {*_THINGS, "no"}
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.errors import UserError
 from benchmarks.row_files import read_rows, split_files
-from benchmarks.tasks import EMBEDDED, GLUE, LONG, TASKS, get_task
+from benchmarks.tasks import EMBEDDED, EMBEDDED_LONG, GLUE, LONG, TASKS, get_task
 from tests.shared_data import shared_data
 
 TABLE_2 = {  # average sample length, input length, harmony coefficient; typed from the paper
@@ -37,7 +37,8 @@ def test_groups_are_in_the_order_of_the_tables():
     assert GLUE == ("cola", "rte", "qqp", "mrpc", "sst2", "mnli", "wnli", "qnli", "stsb")
     assert LONG == ("squad_v2", "20news", "yelp", "imdb")
     assert EMBEDDED == ("vader_sentiment", "vader_valence", "synthetic_pair")
-    assert tuple(TASKS) == GLUE + LONG + EMBEDDED
+    assert EMBEDDED_LONG == ("synthetic_squad_v2", "orange_20news")
+    assert tuple(TASKS) == GLUE + LONG + EMBEDDED + EMBEDDED_LONG
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
