@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from benchmarks.cli import Session, open_session, parser, run_command
+from benchmarks.console import open_console
 from benchmarks.errors import UserError
 from benchmarks.progress import RunProgress, duration
 from benchmarks.runs import Record, RunStore
@@ -186,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python -m benchmarks.glue --profile local --data-dir DIR --tasks sst2 mrpc --max-train-samples 8000",
     ).parse_args(argv)
     session = open_session(arguments, TASKS)
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = open_console()
     names = ", ".join(model.title for model in session.models)
     console.print(f"profile {session.profile}: {names}; {WORTH[session.profile]}", highlight=False)
     if session.dry_run:
