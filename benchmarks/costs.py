@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from benchmarks.experiments import Experiment
+from typing import TYPE_CHECKING
+
+from benchmarks.formulas import BERT_BASE, DISTILBERT, encoder_macs
 from benchmarks.progress import duration
 from benchmarks.tasks import OFFICIAL_ROWS, Task
 
-# Layers, width and feed-forward width of the paper profile's encoders; the same for all but DistilBERT's depth.
-DEPTH, WIDTH, INTERMEDIATE = {"distilbert": 6}, 768, 3072
-BASE_DEPTH = 12
+if TYPE_CHECKING:
+    from benchmarks.experiments import Experiment
+
+SIZES = {"distilbert": DISTILBERT}  # of the paper profile's encoders, where they are not BERT-base's
 ASSUMED_TFLOPS = 50.0  # sustained by one present-day GPU in mixed precision on short texts; an assumption, said as such
 
 
@@ -26,9 +29,8 @@ def estimate(experiment: Experiment) -> float:
     limit = experiment.setting.max_train_samples
     train = min(train, limit) if limit else train
     tokens = min(task.average_length or task.sequence_length, task.sequence_length)
-    depth = DEPTH.get(experiment.model.family, BASE_DEPTH)
-    layer = 4 * WIDTH**2 * tokens + 2 * WIDTH * tokens**2 + 2 * WIDTH * INTERMEDIATE * tokens
-    return 2 * depth * layer * work(experiment, train, evaluation)
+    macs = encoder_macs(tokens, SIZES.get(experiment.model.family, BERT_BASE))
+    return 2 * macs * work(experiment, train, evaluation)
 
 
 def estimate_text(flops: float) -> str:

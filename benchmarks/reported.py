@@ -33,6 +33,12 @@ CONVENTIONS = {
     "layers_test": "GLUE test-set score; all layers / mean number of layers run",
     "layers_dev": "development-set score; all layers / mean number of layers run",
     "score_dev": "development-set score; no speed figure",
+    "score": "score on a split that the source does not name; no speed figure",
+    "macs_fixed": "development-set score; ratio of multiply-adds, dense and method both at the fixed input length",
+    "macs_formula": "development-set score; ratio of multiply-adds by formula at fractional lengths, nothing removed",
+    "flops_cached": "development-set score; ratio of operations (TensorFlow profiler) at full slot lengths, batch 1, "
+    "the cached text's lower layers not counted",
+    "claim": "a headline figure of the text; what it holds for stands in the note",
     "setting": "a setting or a property of the data, no result",
 }
 FLAGS = {
@@ -41,6 +47,8 @@ FLAGS = {
     "filled": "in part illegible in the transcribed copy and filled from other evidence: see the note",
     "not_printed": "the paper has a dash here",
     "from_memory": "written down without the paper at hand: check before quoting",
+    "cross_checked": "written down without the paper at hand, but another source agrees: see the note",
+    "second_hand": "quoted by a third source, not checked against the paper: see the note",
 }
 # Checkpoints of the `paper` profile under the names that the papers print.
 PRINTED_BACKBONE = {

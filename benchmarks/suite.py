@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from benchmarks.cli import Session, open_session, parser
+from benchmarks.console import open_console
 from benchmarks.errors import UserError
 from benchmarks.progress import RunProgress, duration
 from benchmarks.runs import Record, RunStore
@@ -60,7 +61,7 @@ class Suite:
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the command; returns the exit status."""
         session = open_session(parser(self).parse_args(argv), self)
-        console = Console(width=None if sys.stdout.isatty() else 160)
+        console = open_console()
         names = ", ".join(model.title for model in session.models)
         console.print(f"profile {session.profile}: {names}; {WORTH[session.profile]}", highlight=False)
         for line in left_out(session):

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
 import methods
+from benchmarks.console import print_table as print_table  # beside the tables that it prints
 from benchmarks.models import ModelRef
 from benchmarks.reported import Reported, lookup
 from benchmarks.runs import Record
@@ -249,18 +248,6 @@ def against_random(frame: pd.DataFrame) -> list[str]:
             f"random dropping ({row['measured']:.1f} at {row['speedup']:.2f}x)"
         )
     return lines
-
-
-def print_table(frame: pd.DataFrame, title: str, console: Console) -> None:
-    """A table on the terminal; nothing for an empty one."""
-    if frame.empty:
-        return
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for column in frame.columns:
-        table.add_column(str(column), no_wrap=column != "Method")
-    for row in frame.itertuples(index=False):
-        table.add_row(*("" if pd.isna(value) else str(value) for value in row))
-    console.print(table)
 
 
 def write_tables(

@@ -52,7 +52,7 @@ def test_help_is_instant_and_names_every_target(project, arguments) -> None:
     start = time.perf_counter()
     done = reproduce(project, *arguments)
     assert done.returncode == 0 and time.perf_counter() - start < 2
-    assert all(f"\n  {target} " in done.stdout for target in ("setup", "glue", "test", "help"))
+    assert all(f"\n  {target} " in done.stdout for target in ("setup", "glue", "audit", "test", "help"))
 
 
 def test_an_unknown_target_is_one_sentence_and_status_2(project) -> None:
@@ -61,7 +61,9 @@ def test_an_unknown_target_is_one_sentence_and_status_2(project) -> None:
     assert "'gleu'" in done.stderr and "glue" in done.stderr
 
 
-@pytest.mark.parametrize(("target", "module"), [("glue", "benchmarks.glue"), ("test", "pytest")])
+@pytest.mark.parametrize(
+    ("target", "module"), [("glue", "benchmarks.glue"), ("audit", "benchmarks.audit"), ("test", "pytest")]
+)
 def test_no_install_runs_the_given_python_and_makes_nothing(project, target, module) -> None:
     done = reproduce(project, target, "--flag", "two words", NO_INSTALL="1")
     assert (done.returncode, done.stdout) == (0, f"ran -m {module} --flag two words\n")
