@@ -43,6 +43,10 @@ def test_cells_of_the_other_papers() -> None:
     assert (time.value, time.speedup) == (3993, None)
     exits = lookup("main_c", "bert-base", "deebert", "sequence", "sst2", paper="deebert")
     assert (exits.value, exits.speedup, exits.flag) == (91.5, 1.89, "from_memory")
+    patient = lookup("readme", "albert-base-v2", "pabee", "none", "rte", paper="pabee")
+    assert (patient.value, patient.speedup, patient.flag) == (80.1, 1.57, "printed")
+    patience = lookup("readme", "albert-base", "pabee", None, "glue", metric="patience", paper="pabee")
+    assert (patience.value, patience.flag) == (6, "from_memory")
 
 
 def test_table_2() -> None:
