@@ -5,7 +5,8 @@ score in percent unless the metric's name has a unit or the convention is "setti
 = no gain; empty means that the paper has none. `CONVENTIONS` and `FLAGS` say what the words in those two columns
 mean. In table 3 of the Transkimmer paper only the CoLA and STS-B metric names are legible in the transcribed copy;
 the others are taken as accuracy, MRPC as F1. The operating points a, b and c of the DeeBERT paper's main table are
-the tables main_a to main_c.
+the tables main_a to main_c. The table of PABEE's public README names no metric; MRPC is taken as F1, QQP as accuracy,
+STS-B as Pearson.
 """
 
 import dataclasses
@@ -39,6 +40,7 @@ CONVENTIONS = {
     "flops_cached": "development-set score; ratio of operations (TensorFlow profiler) at full slot lengths, batch 1, "
     "the cached text's lower layers not counted",
     "claim": "a headline figure of the text; what it holds for stands in the note",
+    "speedup_dev": "development-set score; the source does not say how it measured its speed-up",
     "setting": "a setting or a property of the data, no result",
 }
 FLAGS = {

@@ -40,6 +40,7 @@ class BackboneSpec:
     )
     project_embeddings: Callable[[StockModule], nn.Linear | None] = lambda encoder: None  # narrow embeddings -> hidden
     classify: Callable[[StockModule, Tensor], Tensor]  # model, (batch, 1, hidden_size) -> (batch, num_labels)
+    pool: Callable[[StockModule, Tensor], Tensor]  # all of `classify` but its last layer -> (batch, hidden_size)
     first_dense: str  # path in the model of the dense layer that the classification head starts with
     span: Callable[[StockModule, Tensor], Tensor] = lambda model, hidden: model.qa_outputs(hidden)
     token_types: bool = True  # the embeddings take token_type_ids
@@ -64,26 +65,41 @@ def _albert_finish_attention(layer: StockModule, context: Tensor, hidden: Tensor
     return attention.LayerNorm(hidden + attention.output_dropout(attention.dense(context)))
 
 
-def _albert_classify(model: StockModule, hidden: Tensor) -> Tensor:
-    pooled = model.albert.pooler_activation(model.albert.pooler(hidden[:, 0]))
-    return model.classifier(model.dropout(pooled))
+def _bert_pool(model: StockModule, hidden: Tensor) -> Tensor:
+    return model.dropout(model.bert.pooler(hidden))
 
 
-def _distilbert_classify(model: StockModule, hidden: Tensor) -> Tensor:
-    return model.classifier(model.dropout(F.relu(model.pre_classifier(hidden[:, 0]))))
+def _roberta_pool(model: StockModule, hidden: Tensor) -> Tensor:
+    head = model.classifier
+    return head.dropout(torch.tanh(head.dense(head.dropout(hidden[:, 0]))))
+
+
+def _electra_pool(model: StockModule, hidden: Tensor) -> Tensor:
+    head = model.classifier
+    return head.dropout(head.activation(head.dense(head.dropout(hidden[:, 0]))))
+
+
+def _distilbert_pool(model: StockModule, hidden: Tensor) -> Tensor:
+    return model.dropout(F.relu(model.pre_classifier(hidden[:, 0])))
+
+
+def _albert_pool(model: StockModule, hidden: Tensor) -> Tensor:
+    return model.dropout(model.albert.pooler_activation(model.albert.pooler(hidden[:, 0])))
 
 
 SPECS: dict[str, BackboneSpec] = {
     "bert": BackboneSpec(
         encoder="bert",
         layers=lambda encoder: list(encoder.encoder.layer),
-        classify=lambda model, hidden: model.classifier(model.dropout(model.bert.pooler(hidden))),
+        classify=lambda model, hidden: model.classifier(_bert_pool(model, hidden)),
+        pool=_bert_pool,
         first_dense="bert.pooler.dense",
     ),
     "roberta": BackboneSpec(
         encoder="roberta",
         layers=lambda encoder: list(encoder.encoder.layer),
         classify=lambda model, hidden: model.classifier(hidden),
+        pool=_roberta_pool,
         first_dense="classifier.dense",
         offset_positions=True,
     ),
@@ -92,6 +108,7 @@ SPECS: dict[str, BackboneSpec] = {
         layers=lambda encoder: list(encoder.encoder.layer),
         project_embeddings=lambda encoder: getattr(encoder, "embeddings_project", None),
         classify=lambda model, hidden: model.classifier(hidden),
+        pool=_electra_pool,
         first_dense="classifier.dense",
     ),
     "distilbert": BackboneSpec(
@@ -103,7 +120,8 @@ SPECS: dict[str, BackboneSpec] = {
         attention_dropout="attention.dropout",
         finish_attention=lambda layer, context, hidden: layer.sa_layer_norm(layer.attention.out_lin(context) + hidden),
         feed_forward=lambda layer, hidden: layer.output_layer_norm(layer.ffn(hidden) + hidden),
-        classify=_distilbert_classify,
+        classify=lambda model, hidden: model.classifier(_distilbert_pool(model, hidden)),
+        pool=_distilbert_pool,
         first_dense="pre_classifier",
         span=lambda model, hidden: model.qa_outputs(model.dropout(hidden)),
         token_types=False,
@@ -120,7 +138,8 @@ SPECS: dict[str, BackboneSpec] = {
         finish_attention=_albert_finish_attention,
         feed_forward=_albert_feed_forward,
         project_embeddings=lambda encoder: encoder.encoder.embedding_hidden_mapping_in,
-        classify=_albert_classify,
+        classify=lambda model, hidden: model.classifier(_albert_pool(model, hidden)),
+        pool=_albert_pool,
         first_dense="albert.pooler",
     ),
 }
@@ -190,6 +209,10 @@ class Backbone:
     def classify(self, first_tokens: Tensor) -> Tensor:
         """Classification or regression head on [CLS]; (batch, hidden_size) -> (batch, num_labels)."""
         return self.spec.classify(self.model, first_tokens.unsqueeze(1))
+
+    def pool(self, first_tokens: Tensor) -> Tensor:
+        """What the last layer of `classify` reads, dropout included; (batch, hidden_size) -> the same shape."""
+        return self.spec.pool(self.model, first_tokens.unsqueeze(1))
 
     def span(self, hidden: Tensor) -> Tensor:
         """Span head; (..., hidden_size) -> (..., 2), start and end logits."""

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 from methods.base import TokenReducer
 from methods.config import Options, Traits
+from methods.exits import SPAN_REASON, exit_classifier, exit_macs
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, fine_tuning_stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, TokenState
 
 RAMP_STAGE = "off_ramps"
-INITIALIZER_STD = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +54,8 @@ class OffRamp(nn.Module):
         self.dense = nn.Linear(hidden_size, hidden_size)
         self.dense.load_state_dict(first_dense.state_dict())
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(hidden_size, num_labels)
-        nn.init.normal_(self.classifier.weight, std=INITIALIZER_STD)
-        nn.init.zeros_(self.classifier.bias)
-        self.macs = hidden_size * hidden_size + hidden_size * num_labels
+        self.classifier = exit_classifier(hidden_size, num_labels)
+        self.macs = exit_macs(hidden_size, num_labels)
 
     def forward(self, first_tokens: Tensor) -> Tensor:
         return self.classifier(self.dropout(torch.tanh(self.dense(first_tokens))))
@@ -83,7 +81,7 @@ class DeeBert(TokenReducer):
         pads="computed",
         unsupported={
             "regression": "the entropy of a single output is always 0, so the exit rule is undefined",
-            "span_qa": "an exit yields one prediction for the text, not one for each token",
+            "span_qa": SPAN_REASON,
         },
     )
 

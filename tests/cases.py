@@ -40,6 +40,13 @@ def _sure_ramps(reducer: TokenReducer) -> None:
         torch.nn.init.normal_(ramp.classifier.weight, std=0.5)
 
 
+def _unsure_exits(reducer: TokenReducer) -> None:
+    torch.manual_seed(3)  # of ten draws tried, the one with which texts leave and stay on every backbone and head
+    for classifier in reducer.classifiers:  # type: ignore[union-attr]
+        torch.nn.init.normal_(classifier.weight, std=0.5)
+        classifier.load_state_dict(reducer.classifiers[0].state_dict())  # type: ignore[union-attr,index]
+
+
 CASES: dict[str, Case] = {
     "dense": Case(),
     "transkimmer": Case(undecided=_undecided_predictors),
@@ -48,6 +55,9 @@ CASES: dict[str, Case] = {
     ),
     "deebert": Case(options={"threshold": 0.6}, neutral={"threshold": 0.0}, undecided=_sure_ramps),
     "ltp": Case(options={"final_threshold": 0.08, "reference_length": 12}, neutral={"final_threshold": 0.0}),
+    "pabee": Case(
+        options={"patience": 1, "regression_tolerance": 1.0}, neutral={"patience": 0}, undecided=_unsure_exits
+    ),
     "random": Case(options={"keep_schedule": (0.8, 0.5, 0.3)}, neutral={"keep_schedule": (1.0, 1.0, 1.0)}),
 }
 

@@ -159,7 +159,7 @@ def test_transkimmer_never_computes_pads():
     assert costs("transkimmer", {}, skim_all) == {"none": texts, "batch": texts, "sequence": texts}
 
 
-@pytest.mark.parametrize("name", ["dense", "deebert"])
+@pytest.mark.parametrize("name", ["dense", "deebert", "pabee"])
 def test_padded_cost_equals_that_of_a_text_as_long(name):
     """A method that computes pads pays for them as for tokens, in each text's own exit layer."""
     reducer = tiny_reducer(name)
@@ -167,6 +167,6 @@ def test_padded_cost_equals_that_of_a_text_as_long(name):
         trace = reducer(**make_batch((9, 4, 1, 7, 12))).trace
     padded = reducer.macs(trace, "sequence", 20)
     for row, exit_layer in enumerate(trace.exit_layers.tolist()):
-        ramps = min(exit_layer + 1, 2) if name == "deebert" else 0
+        exits = 0 if name == "dense" else min(exit_layer + 1, 2)  # each costs what the head does
         head = 0 if trace.exited[row] else HEAD
-        assert int(padded[row]) == (exit_layer + 1) * layer(20, 20) + ramps * HEAD + head
+        assert int(padded[row]) == (exit_layer + 1) * layer(20, 20) + exits * HEAD + head

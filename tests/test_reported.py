@@ -54,6 +54,10 @@ def test_cells_of_the_other_papers() -> None:
     for (*place, metric, paper), expected in cells.items():
         found = lookup(*place, metric=metric, paper=paper)
         assert (found.value, found.speedup, found.flag) == expected
+    patient = lookup("readme", "albert-base-v2", "pabee", "none", "rte", paper="pabee")
+    assert (patient.value, patient.speedup, patient.flag) == (80.1, 1.57, "printed")
+    patience = lookup("readme", "albert-base", "pabee", None, "glue", metric="patience", paper="pabee")
+    assert (patience.value, patience.flag) == (6, "from_memory")
 
 
 def test_table_2() -> None:
