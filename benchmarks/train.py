@@ -63,7 +63,8 @@ def train_stage(
         on_update: told the rows of each update, for progress.
         trial: scores a reducer on held-out training rows; needed where the stage selects the best epoch or searches.
     Returns:
-        Plain data for the record: updates, seconds, mean loss terms of the last tenth, what a search found.
+        Plain data for the record: updates, seconds, mean loss terms of the last tenth, means of what the method
+        observed, what a search found.
     Raises:
         ArithmeticError: the loss is not finite. ValueError: the stage needs a `trial`.
     """
@@ -102,6 +103,8 @@ def train_stage(
     seconds = time.perf_counter() - started
     means = {name: sum(terms[name] for terms in tail) / len(tail) for name in tail[0]} if tail else {}
     outcome = {"stage": stage.name, "updates": updates, "seconds": round(seconds, 3), "loss_terms": means}
+    if reducer.observed:
+        outcome["observed"] = {name: sum(values) / len(values) for name, values in reducer.observed.items()}
     return outcome | ({} if found is None else {"search": found})
 
 

@@ -46,6 +46,7 @@ class TokenReducer(transformers.PreTrainedModel):
         self.options: Any = build_options(self.options_class, self.method_name, config.options)
         self.stage: str | None = None  # name of the training stage under way
         self.progress = 1.0  # share of that stage's updates done
+        self.observed: dict[str, list[float]] = {}  # what `observe` noted in that stage
         self._forced_mode: str | None = None
         self._teacher: Teacher | None = None
         reason = self.traits.unsupported.get(self.backbone.head)
@@ -137,11 +138,17 @@ class TokenReducer(transformers.PreTrainedModel):
 
     def begin_stage(self, stage: Stage, updates: int) -> None:
         """Called before a stage of `updates` optimizer updates trains; its teacher is set already."""
-        self.stage, self.progress = stage.name, 0.0
+        self.stage, self.progress, self.observed = stage.name, 0.0, {}
 
     def end_stage(self, stage: Stage) -> None:
         """Called when a stage has trained."""
         self.stage, self.progress = None, 1.0
+
+    def observe(self, **values: float) -> None:
+        """Note figures of one update that are no loss; the record of the stage has their means."""
+        if self.stage is not None:
+            for name, value in values.items():
+                self.observed.setdefault(name, []).append(value)
 
     def after_update(self) -> None:
         """Called after every optimizer update (projections)."""

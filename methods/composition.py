@@ -125,6 +125,7 @@ class Composition(TokenReducer):
         super().begin_stage(stage, updates)
         owner, own = self._owner(stage)
         owner.begin_stage(own, updates)
+        self.observed = owner.observed
 
     def end_stage(self, stage: Stage) -> None:
         owner, own = self._owner(stage)

@@ -29,10 +29,15 @@ class Case:
     unnested: bool = False
 
 
-def _undecided_predictors(reducer: TokenReducer) -> None:
-    for predictor in reducer.predictors:  # type: ignore[union-attr]
-        torch.nn.init.normal_(predictor[-1].weight, std=1.0)
-        predictor[-1].bias.data.copy_(torch.tensor([0.0, 0.7]))
+def _undecided(part: str) -> Callable[[Any], None]:
+    """Networks whose last layer says drop or keep, and now either."""
+
+    def bring(reducer: Any) -> None:
+        for network in getattr(reducer, part):
+            torch.nn.init.normal_(network[-1].weight, std=1.0)
+            network[-1].bias.data.copy_(torch.tensor([0.0, 0.7]))
+
+    return bring
 
 
 def _sure_ramps(reducer: TokenReducer) -> None:
@@ -49,7 +54,7 @@ def _unsure_exits(reducer: TokenReducer) -> None:
 
 CASES: dict[str, Case] = {
     "dense": Case(),
-    "transkimmer": Case(undecided=_undecided_predictors),
+    "transkimmer": Case(undecided=_undecided("predictors")),
     "power_bert": Case(
         options={"retention_configuration": (6, 4, 2)}, neutral={"retention_configuration": (99, 99, 99)}
     ),
@@ -58,6 +63,7 @@ CASES: dict[str, Case] = {
     "pabee": Case(
         options={"patience": 1, "regression_tolerance": 1.0}, neutral={"patience": 0}, undecided=_unsure_exits
     ),
+    "lot": Case(neutral={"summary": False}, undecided=_undecided("routers"), unnested=True),
     "random": Case(options={"keep_schedule": (0.8, 0.5, 0.3)}, neutral={"keep_schedule": (1.0, 1.0, 1.0)}),
 }
 
