@@ -167,8 +167,15 @@ def _features(
     return done[0], done[1] if len(done) > 1 else []
 
 
+def evaluation_features(experiment: Experiment, split: str) -> list[Feature]:
+    """Tokenised rows of an evaluation split."""
+    setting = experiment.setting
+    return _features(experiment.task, split, setting.source, setting.max_eval_samples, experiment.model, None)[0]
+
+
 @functools.lru_cache(maxsize=8)
-def _pad_id(model: ModelRef) -> int:
+def padding_id(model: ModelRef) -> int:
+    """The id that fills padded positions for `model`."""
     return pad_token_id(load_tokenizer(model))
 
 
@@ -226,7 +233,7 @@ def _compute(experiment: Experiment, store: RunStore, report: Report) -> dict[st
         experiment.model,
         experiment.seed if experiment.held_out else None,
     )
-    pad_id = _pad_id(experiment.model)
+    pad_id = padding_id(experiment.model)
     reducer = _fresh(experiment)
 
     def trial(candidate: TokenReducer) -> Trial:
@@ -312,9 +319,14 @@ def _evaluate_split(
     experiment: Experiment, split: str, reducer: TokenReducer, pad_id: int, report: Report, threshold: float | None
 ) -> dict[str, Any]:
     setting = experiment.setting
-    features, _ = _features(experiment.task, split, setting.source, setting.max_eval_samples, experiment.model, None)
     result = evaluate(
-        reducer, features, experiment.task, pad_id, compute=setting.compute, on_batch=report, threshold=threshold
+        reducer,
+        evaluation_features(experiment, split),
+        experiment.task,
+        pad_id,
+        compute=setting.compute,
+        on_batch=report,
+        threshold=threshold,
     )
     return {"scores": result.scores, "cost": result.cost, "retention": result.retention}
 

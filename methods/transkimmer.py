@@ -90,6 +90,7 @@ class Transkimmer(TokenReducer):
         decision_input="embedding",
         dropped="forwarded",
         strategy="learned",
+        as_released={"skim_attention": "unnormalised", "sample_in_eval": True},
     )
 
     def build(self) -> None:
