@@ -274,7 +274,7 @@ def write(
 
     one, two = design_table(), task_table(measured)
     print_table(shown(one), "Table 1: the methods by design", console)
-    print_table(shown(two), "Table 2: the tasks (Average and Input length as printed)", console)
+    print_table(shown(two), "Table 2: the tasks", console)
     for note in notes:
         console.print(note, highlight=False)
     texts = {

@@ -65,8 +65,8 @@ def test_table_2_shows_the_data_at_hand(written) -> None:
     folder, output = written
     frame = pd.read_csv(folder / "table2.csv").set_index("Dataset")
     assert list(frame.index) == [TASKS[name].title for name in (*GLUE, *LONG)]
-    assert frame.loc["SST-2", "Measured"] == (5 + 11) / 2 and frame.loc["SST-2", "Texts"] == 2
-    assert frame["Measured"].notna().sum() == 1 and frame.loc["SST-2", "Average"] == 25
+    assert frame.loc["SST-2", "Measured average"] == (5 + 11) / 2 and frame.loc["SST-2", "Texts"] == 2
+    assert frame["Measured average"].notna().sum() == 1 and frame.loc["SST-2", "Printed average"] == 25
     assert "measured SST-2: 2 texts (validation)" in output
     assert "They differ for: SST-2 (25 printed, 8.0 measured)" in (folder / "table2.md").read_text(encoding="utf-8")
 
@@ -175,5 +175,5 @@ def test_table_2_on_real_rows() -> None:
     tokenizer = load_tokenizer(folder_model(embedded_model_path()))
     measured = measure_folder(folder.parent, tokenizer, ("mrpc",))
     row = task_table(measured).set_index("Dataset").loc["MRPC"]
-    assert row["Texts"] == 408 and round(row["Measured"]) == 53 and row["Longer %"] == 0
+    assert row["Texts"] == 408 and round(row["Measured average"]) == 53 and row["Longer %"] == 0
     assert row["By the data"] == pytest.approx(row["Unpadding alone"], abs=0.05)
