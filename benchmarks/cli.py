@@ -50,6 +50,17 @@ class Session:
     dry_run: bool
     quiet: bool
 
+    def setting_for(self, task: Task) -> Setting:
+        """The setting of runs on `task`; in the embedded profile with the suite's numbers of rows unless given."""
+        if self.profile != "embedded":
+            return self.setting
+        train_rows, eval_rows = self.suite.rows_of.get(task.name, self.suite.embedded_rows)
+        return replace(
+            self.setting,
+            max_train_samples=self.setting.max_train_samples or train_rows,
+            max_eval_samples=self.setting.max_eval_samples or eval_rows,
+        )
+
     def store(self) -> RunStore:
         """The command's run store; made once, as it knows which records are its own."""
         return RunStore.open(self.results, force=self.force)
@@ -57,7 +68,10 @@ class Session:
 
 def parser(suite: Suite) -> argparse.ArgumentParser:
     """A parser with the shared flags."""
-    train_rows, eval_rows = suite.embedded_rows
+    defaults = [
+        f"{rows}{''.join(f', {name} {of[place]}' for name, of in suite.rows_of.items())}"
+        for place, rows in enumerate(suite.embedded_rows)
+    ]
     result = argparse.ArgumentParser(
         prog=suite.program,
         description=suite.description,
@@ -76,8 +90,8 @@ def parser(suite: Suite) -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     add("--dtype", choices=("float32", "bfloat16"), help="of matrix products; default: see below")
     add("--jobs", type=int, metavar="N", help="runs at a time; default: one per CPU core, one on a GPU")
-    add("--max-train-samples", type=int, metavar="N", help=f"train on N random rows per task; embedded: {train_rows}")
-    add("--max-eval-samples", type=int, metavar="N", help=f"score on N random rows per task; embedded: {eval_rows}")
+    add("--max-train-samples", type=int, metavar="N", help=f"train on N random rows per task; embedded: {defaults[0]}")
+    add("--max-eval-samples", type=int, metavar="N", help=f"score on N random rows per task; embedded: {defaults[1]}")
     add(
         "--max-length",
         type=int,
@@ -120,7 +134,6 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
         if padding not in PADDINGS:
             raise UserError(f"--padding takes {', '.join(PADDINGS)}, got '{padding}'")
     names = arguments.tasks or suite.tasks[profile]
-    rows = suite.embedded_rows if profile == "embedded" else (None, None)
     wanted = arguments.methods or methods.available()
     for name in wanted:
         try:
@@ -134,8 +147,8 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
             recipe=arguments.recipe or ("paper" if profile == "paper" else "short"),
             source=_source(profile, arguments.data_dir),
             compute=Compute(device=device, dtype=arguments.dtype or _dtype(profile, device)),
-            max_train_samples=arguments.max_train_samples or rows[0],
-            max_eval_samples=arguments.max_eval_samples or rows[1],
+            max_train_samples=arguments.max_train_samples,
+            max_eval_samples=arguments.max_eval_samples,
         ),
         models=_models(profile, arguments.model, tuple(suite.encoders)),
         tasks=tuple(_task(name, arguments) for name in dict.fromkeys(names)),

@@ -16,6 +16,7 @@ SUITE = Suite(
     tasks={"embedded": EMBEDDED_LONG, "local": LONG, "paper": LONG},
     encoders={"BERT-base": None},
     embedded_rows=(2_000, 500),
+    rows_of={"orange_20news": (1_000, 500)},
 )
 main = SUITE.main
 

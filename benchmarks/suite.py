@@ -43,6 +43,7 @@ class Suite:
         tasks: by profile, the names of the default tasks.
         encoders: of the paper profile, by title: the methods that run on each; None for all.
         embedded_rows: of the embedded profile, training and evaluation rows per task: what a laptop does in minutes.
+        rows_of: the same for tasks that differ, by name.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Suite:
     tasks: Mapping[str, tuple[str, ...]]
     encoders: Mapping[str, tuple[str, ...] | None]
     embedded_rows: tuple[int, int]
+    rows_of: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def program(self) -> str:
@@ -94,7 +96,7 @@ def planned(session: Session) -> list[Experiment]:
         for task in session.tasks:
             for seed in session.seeds:
                 runs += [
-                    plan(session.setting, model, task, name, seed)
+                    plan(session.setting_for(task), model, task, name, seed)
                     for name in names
                     if supports(name, task) is None and not (name == "random" and _has_twins(session, task))
                 ]
@@ -201,7 +203,7 @@ def _units(session: Session, experiment: Experiment) -> float:
 def _twin_units(session: Session, experiment: Experiment) -> float:
     from benchmarks.experiments import plan
 
-    twin = plan(session.setting, experiment.model, experiment.task, "random", experiment.seed)
+    twin = plan(experiment.setting, experiment.model, experiment.task, "random", experiment.seed)
     return _units(session, twin)
 
 

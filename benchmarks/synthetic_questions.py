@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _TELLERS, _OTHERS = (1, 2, 2, 3), (1, 2)  # people of a passage of either sort: drawn from these
 _FACTS_PER_PERSON = (1, 1, 2)
-_FEW_FILLERS, _MANY_FILLERS = (0, 4), (9, 12)  # fewest and most
+_FEW_FILLERS, _MANY_FILLERS = (0, 2), (8, 12)  # fewest and most
 _LONG_SHARE = 0.1  # of the passages have many fillers
 
 _NAMES = words(  # each one token in the usual vocabularies
@@ -36,11 +36,11 @@ class Kind:
     """One kind of thing that a passage says of people.
 
     Attributes:
-        statements: with {name} and {value}. question: with {name}. key: the word of the question that names the kind.
+        statement: with {name} and {value}. question: with {name}. key: the word of the question that names the kind.
         values: answers. qualities: words that may stand before a value and then belong to the answer.
     """
 
-    statements: tuple[str, ...]
+    statement: str
     question: str
     key: str
     values: tuple[str, ...]
@@ -49,34 +49,34 @@ class Kind:
 
 _KINDS = (
     Kind(
-        statements=("{name} lives in {value}.", "The home of {name} is in {value}."),
+        statement="{name} lives in {value}.",
         question="Where does {name} live?",
         key="live",
         values=words("Oslo Paris Rome Lima Cairo Delhi Boston Dublin Madrid Berlin Vienna Prague Tokyo Seoul Geneva"),
     ),
     Kind(
-        statements=("{name} works as a {value}.", "By trade, {name} is a {value}."),
-        question="What is the job of {name}?",
-        key="job",
+        statement="{name} works as a {value}.",
+        question="What does {name} work as?",
+        key="work",
         values=words("teacher doctor nurse baker lawyer farmer painter driver butcher carpenter tailor pilot clerk"),
     ),
     Kind(
-        statements=("{name} plays the {value}.", "In the evening, {name} practises the {value}."),
+        statement="{name} plays the {value}.",
         question="Which instrument does {name} play?",
-        key="instrument",
+        key="play",
         values=words("piano guitar drums violin flute trumpet harp cello organ clarinet"),
     ),
     Kind(
-        statements=("{name} keeps a {value}.", "{name} is often seen with a {value}."),
-        question="Which animal does {name} have?",
-        key="animal",
+        statement="{name} keeps a {value}.",
+        question="Which animal does {name} keep?",
+        key="keep",
         values=words("dog cat horse goat sheep rabbit parrot duck pig turtle mouse donkey"),
         qualities=words("white brown black young lazy"),
     ),
     Kind(
-        statements=("{name} ordered {value}.", "For lunch, {name} had {value}."),
-        question="What did {name} eat?",
-        key="eat",
+        statement="{name} ordered {value}.",
+        question="What did {name} order?",
+        key="order",
         values=words("soup rice bread cheese salad chicken pasta fish beans potatoes"),
         qualities=words("cold hot fresh fried"),
     ),
@@ -91,13 +91,11 @@ class Fact:
     kind: Kind
     value: str
 
-    def sentence(self, rng: random.Random) -> tuple[str, Span, Span]:
-        """The fact in one of its forms, and the spans of the name and of the value."""
-        form = rng.choice(self.kind.statements)
-        text = form.format(name=self.name, value=self.value)
-        name = form.index("{name}")  # names stand before values
-        value = text.index(self.value, name + len(self.name))
-        return text, (name, name + len(self.name)), (value, value + len(self.value))
+    def sentence(self) -> tuple[str, Span, Span]:
+        """The fact as a sentence, and the spans of the name and of the value."""
+        text = self.kind.statement.format(name=self.name, value=self.value)
+        value = text.index(self.value, len(self.name))  # sentences begin with the name
+        return text, (0, len(self.name)), (value, value + len(self.value))
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ def make_passage(rng: random.Random) -> Passage:
         if isinstance(part, str):
             text += f"{part} "
             continue
-        sentence, told, answer = part.sentence(rng)
+        sentence, told, answer = part.sentence()
         spans[part] = (_moved(told, start), _moved(answer, start))
         text += f"{sentence} "
     return Passage(text.strip(), kind, tuple(people[:tellers]), tuple(people[tellers:]), spans)

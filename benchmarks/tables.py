@@ -217,7 +217,8 @@ def answer_table(entries: Iterable[Entry]) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame()
     means = pd.DataFrame(rows).groupby(["Model", "Task", "Method", "Threshold"], sort=False).mean()
-    return means.round(1).reset_index()
+    rounded = means.round(1).astype(object)
+    return rounded.where(means.notna(), DASH).reset_index()
 
 
 def data_lines(entries: Iterable[Entry]) -> list[str]:

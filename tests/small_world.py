@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -32,17 +33,44 @@ def write_model(folder: Path) -> Path:
     return folder
 
 
-def write_sentences(folder: Path, *, rows: int = 96, seed: int = 0) -> Path:
-    """`folder`/mood/{train,validation}.csv: sentences whose one loaded word decides the label; returns `folder`."""
-    for split, count, offset in (("train", rows, 0), ("validation", rows // 2, 1)):
+def write_sentences(
+    folder: Path,
+    *,
+    rows: int = 96,
+    seed: int = 0,
+    task: str = "mood",
+    split: str = "validation",
+    column: str = "sentence",
+) -> Path:
+    """`folder`/`task`/{train,`split`}.csv: sentences whose one loaded word decides the label; returns `folder`."""
+    for name, count, offset in (("train", rows, 0), (split, rows // 2, 1)):
         rng = random.Random(seed + offset)
-        lines = ["sentence,label"]
+        lines = [f"{column},label"]
         for i in range(count):
             label = i % 2
             words = rng.choices(NEUTRAL, k=rng.randint(2, 9))
             words.insert(rng.randint(0, len(words)), rng.choice(GOOD if label else BAD))
             lines.append(f"{' '.join(words)},{label}")
-        path = folder / "mood" / f"{split}.csv"
+        path = folder / task / f"{name}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def write_questions(folder: Path, *, rows: int = 80, articles: int = 8, seed: int = 0) -> Path:
+    """`folder`/squad_v2/validation.jsonl alone: the one loaded word of a context is the answer, or there is none."""
+    rng = random.Random(seed)
+    lines = []
+    for i in range(rows):
+        words = rng.choices(NEUTRAL, k=rng.randint(4, 60))
+        answers: dict[str, list] = {"text": [], "answer_start": []}
+        if i % 2:
+            place, answer = rng.randrange(len(words)), rng.choice(GOOD)
+            words.insert(place, answer)
+            answers = {"text": [answer], "answer_start": [len(" ".join(words[:place])) + (place > 0)]}
+        row = {"id": str(i), "title": f"article {i % articles}", "question": "was it a good plot"}
+        lines.append(json.dumps(row | {"context": " ".join(words), "answers": answers}))
+    path = folder / "squad_v2" / "validation.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
