@@ -40,12 +40,18 @@ def _sure_ramps(reducer: TokenReducer) -> None:
         torch.nn.init.normal_(ramp.classifier.weight, std=0.5)
 
 
+def _decided_pattern(reducer: TokenReducer) -> None:
+    torch.nn.init.normal_(reducer.rank_loga, std=3.0)  # type: ignore[arg-type]
+    torch.nn.init.constant_(reducer.gate_loga, 3.0)  # type: ignore[arg-type]
+
+
 CASES: dict[str, Case] = {
     "dense": Case(),
     "transkimmer": Case(undecided=_undecided_predictors),
     "power_bert": Case(
         options={"retention_configuration": (6, 4, 2)}, neutral={"retention_configuration": (99, 99, 99)}
     ),
+    "top": Case(options={"bins": 5, "first_location": 1}, undecided=_decided_pattern),
     "deebert": Case(options={"threshold": 0.6}, neutral={"threshold": 0.0}, undecided=_sure_ramps),
     "random": Case(options={"keep_schedule": (0.8, 0.5, 0.3)}, neutral={"keep_schedule": (1.0, 1.0, 1.0)}),
 }
