@@ -52,12 +52,18 @@ def _unsure_exits(reducer: TokenReducer) -> None:
         classifier.load_state_dict(reducer.classifiers[0].state_dict())  # type: ignore[union-attr,index]
 
 
+def _decided_pattern(reducer: TokenReducer) -> None:
+    torch.nn.init.normal_(reducer.rank_loga, std=3.0)  # type: ignore[arg-type]
+    torch.nn.init.constant_(reducer.gate_loga, 3.0)  # type: ignore[arg-type]
+
+
 CASES: dict[str, Case] = {
     "dense": Case(),
     "transkimmer": Case(undecided=_undecided("predictors")),
     "power_bert": Case(
         options={"retention_configuration": (6, 4, 2)}, neutral={"retention_configuration": (99, 99, 99)}
     ),
+    "top": Case(options={"bins": 5, "first_location": 1}, undecided=_decided_pattern),
     "deebert": Case(options={"threshold": 0.6}, neutral={"threshold": 0.0}, undecided=_sure_ramps),
     "ltp": Case(options={"final_threshold": 0.08, "reference_length": 12}, neutral={"final_threshold": 0.0}),
     "pabee": Case(

@@ -1,0 +1,300 @@
+"""ToP: which ranks of attention survive is learned per task, under a limit on computation and with ranks distilled.
+
+Paper: Li et al., "Constraint-aware and Ranking-distilled Token Pruning for Efficient Transformer Inference", KDD 2023,
+https://arxiv.org/abs/2306.14393
+Pruning "at location i" means: of the tokens that enter layer i, by the attention they received in layer i - 1.
+Departures by default: tokens are removed and padding casts no votes (`masks_only=True` hides tokens as the released
+code does, and saves nothing); a rank's bin is counted in integers (`binning="float32"` as released); scores are read
+before attention dropout (`noisy_scores`); pads do not fill up the ranking loss. Pruning starts with the first update,
+not the third. With a span head, tokens leave after the feed-forward of layer i - 1, which their last state needs, and
+the constraint charges it; elsewhere they leave before it. Either way the same tokens survive.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.base import TokenReducer
+from methods.config import Options, Traits
+from methods.hard_concrete import BOUND, open_bits, open_probability, sample
+from methods.mac_constraint import sparsity
+from methods.ranking import arp2, bins_of
+from methods.recipes import FINE_TUNE, ParameterGroup, Stage, short_stage
+from methods.registry import register
+from methods.state import Decision, Inputs, StateOptions, TokenState
+
+PRUNE = "prune"
+INITIAL_LOGA, INITIAL_STD = 10.0, 0.01  # every rank open, every gate closed
+LEAST_RANKING = 0.01  # of its weight, after the warm-up
+
+# Per task (released scripts): bins [K], ranked tokens [TOPK], warm-up epochs, epochs, target sparsity.
+SETTINGS = {
+    "cola": (20, 10, 50, 100, 0.43),
+    "rte": (100, 20, 50, 80, 0.59),
+    "qqp": (50, 20, 10, 40, 0.65),
+    "mrpc": (50, 20, 150, 200, 0.67),
+    "sst2": (25, 20, 10, 40, 0.40),
+    "mnli": (50, 20, 10, 40, 0.50),
+    "qnli": (50, 20, 10, 40, 0.58),
+    "stsb": (30, 20, 50, 150, 0.70),
+    "squad_v2": (150, 20, 3, 10, 0.45),  # bins and target of the released mask file; epochs are ours
+}
+DEFAULT_SETTINGS = (50, 20, 3, 10, 0.50)  # tasks without a script: ours
+LONG_TEACHERS = ("mrpc", "rte", "stsb", "cola", "wnli")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopOptions(Options):
+    """Options; the paper's symbol in brackets.
+
+    Attributes:
+        target_sparsity: share of the layers' MACs, without padding, that training has to save; in [0, 1].
+        bins: equal parts of the ranking that are kept or pruned together [K].
+        first_location: first layer whose input is pruned, 0-based; all later ones may be.
+        constraint_warmup: share of the training over which the target rises from 0 and rank distillation fades to 1 %.
+        ranking_weight: weight of the rank distillation [alpha].
+        ranked_tokens: tokens of each text whose order is distilled [TOPK].
+        temperature: of the logit distillation.
+        tolerance: weights may be selected as a stage's best from this far below the target on.
+        binning: "integer", floor(rank * K / survivors), or "float32", which may fall one bin short.
+        masks_only: hide pruned tokens as keys only; they, and pads, go on voting. Charged as dense.
+        noisy_scores: read scores after attention dropout.
+    """
+
+    target_sparsity: float = 0.5
+    bins: int = 50
+    first_location: int = 2
+    constraint_warmup: float = 0.25
+    ranking_weight: float = 0.01
+    ranked_tokens: int = 20
+    temperature: float = 2.0
+    tolerance: float = 0.01
+    binning: str = "integer"
+    masks_only: bool = False
+    noisy_scores: bool = False
+
+    def __post_init__(self) -> None:
+        if self.binning not in ("integer", "float32"):
+            raise ValueError(f"binning must be 'integer' or 'float32', got '{self.binning}'")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be > 0, got {self.temperature}")
+        for name, least in (("bins", 1), ("first_location", 1), ("ranked_tokens", 1), ("ranking_weight", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("target_sparsity", "constraint_warmup", "tolerance"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+
+
+@register("top")
+class Top(TokenReducer):
+    """Prunes by relative rank with a pattern that training fixes; [CLS] is not ranked and always stays."""
+
+    options_class = TopOptions
+    traits = Traits(
+        title="ToP",
+        optimization="reparameterization",
+        decision_input="attention",
+        dropped="forwarded",
+        strategy="learned",
+        as_released={"masks_only": True, "binning": "float32", "noisy_scores": True},
+    )
+
+    def build(self) -> None:
+        layers, first = self.backbone.num_layers, self.options.first_location
+        if first >= layers:
+            raise ValueError(f"first_location {first} is beyond the last of {layers} layers, {layers - 1}")
+        self.locations = range(first, layers)
+        self.ranked_layers = range(1, max(2, layers // 3))  # the early layers, whose attention ranks badly
+        self.drops_early = self.backbone.head != "span_qa"  # before the feed-forward
+        shape = (len(self.locations), self.options.bins)
+        self.rank_loga = nn.Parameter(torch.empty(shape).normal_(INITIAL_LOGA, INITIAL_STD))
+        self.gate_loga = nn.Parameter(torch.empty(shape[0]).normal_(-INITIAL_LOGA, INITIAL_STD))
+        self.multipliers = nn.Parameter(torch.zeros(2))
+        self._seen: Counter[int] = Counter()  # training texts of each length
+
+    # Pruning
+
+    def needs_scores(self, layer: int) -> bool:
+        if self.training:
+            return layer + 1 in self.locations or layer in self.ranked_layers
+        return layer + 1 in self.locations and not bool(self._row(layer + 1).all())
+
+    def before_layer(self, state: TokenState) -> Decision | None:
+        """Training scales the input of each location; span heads prune here."""
+        if state.layer not in self.locations:
+            return None
+        if self.training:
+            return self._soften(state)
+        if self.options.masks_only and not self.drops_early:
+            self._carry(state, state.live)
+        return None if self.drops_early else self._prune(state, state.layer)
+
+    def after_attention(self, state: TokenState) -> Decision | None:
+        """Prune the input of the next layer, whose ranks are known now; training notes what is to be distilled."""
+        if not self.training:
+            return self._prune(state, state.layer + 1) if self.drops_early else None
+        if state.layer in self.ranked_layers and state.scores is not None:
+            state.notes["scores"].append(state.scores.received)
+        return None
+
+    def after_layer(self, state: TokenState) -> Decision | None:
+        """At the end, give masked tokens that a span head reads the state they had when they were pruned."""
+        if state.layer != self.locations[-1] or not state.notes["carried"]:
+            return None
+        alive = state.notes["alive"][-1] if self.training else state.live
+        return Decision(states=torch.where(alive.unsqueeze(-1), state.hidden, state.notes["carried"][-1]))
+
+    def _prune(self, state: TokenState, location: int) -> Decision | None:
+        if location not in self.locations or state.scores is None:
+            return None
+        return Decision(keep=self._row(location)[self._bins(state, state.live)])
+
+    def _soften(self, state: TokenState) -> Decision:
+        """Scale by 1 - (1 - z_rank) * gate; what gets 0 stays at 0, yet nothing is hidden from attention."""
+        if state.layer == self.locations[0]:
+            state.notes["drawn"].append((sample(self.rank_loga), sample(self.gate_loga)))
+            state.notes["alive"].append(state.live)
+        (ranks, gates), alive = state.notes["drawn"][0], state.notes["alive"][-1]
+        index = state.layer - self.locations[0]
+        gate = (gates[index] > 0) + (gates[index] - gates[index].detach())  # 0 or 1, with the gradient of the sample
+        scale = 1 - (1 - ranks[index][self._bins(state, alive)]) * gate
+        scale = (scale * alive).masked_fill(state.first, 1.0)
+        if not self.drops_early:
+            self._carry(state, alive)
+        state.notes["alive"].append(scale > 0)
+        return Decision(scale=scale)
+
+    def _carry(self, state: TokenState, alive: Tensor) -> None:
+        """Note the last state of every token, which is the present one of those alive."""
+        carried = state.notes["carried"]
+        carried.append(torch.where(alive.unsqueeze(-1), state.hidden, carried[-1]) if carried else state.hidden)
+
+    def _bins(self, state: TokenState, alive: Tensor) -> Tensor:
+        """Bin of each token's rank among those `alive`, [CLS] apart; (*tokens) long, meaningless for the others."""
+        assert state.scores is not None
+        scores = state.scores.received.detach().masked_fill(~alive, -1.0).masked_fill(state.first, torch.inf)
+        survivors = state.expand(state.sum((alive & ~state.first).long()))
+        bins = bins_of(state.rank(scores) - 1, survivors, self.options.bins, self.options.binning)
+        return bins.clamp(0, self.options.bins - 1)
+
+    def _row(self, location: int) -> Tensor:
+        """(bins,) bool, the ranks that survive at a location; all where its gate is closed."""
+        index = location - self.locations[0]
+        return open_bits(self.rank_loga[index]) | ~open_bits(self.gate_loga[index : index + 1])
+
+    # Constraint
+
+    def kept_shares(self, *, decided: bool = False) -> Tensor:
+        """Share of a text's tokens, [CLS] apart, that enter each layer; (layers,), expected or as `decided`."""
+        if decided:
+            at_location = torch.stack([self._row(location).double().mean() for location in self.locations])
+        else:
+            ranks, gates = open_probability(self.rank_loga).mean(dim=1), open_probability(self.gate_loga)
+            at_location = 1 - (1 - ranks) * gates
+        return torch.cat((at_location.new_ones(self.locations[0]), at_location.cumprod(dim=0)))
+
+    def sparsity(self, shares: Tensor, lengths: Tensor) -> Tensor:
+        """Share of the layers' MACs that is saved on each text of `lengths` (texts,); (texts,)."""
+        return sparsity(self.backbone, shares, lengths, drops_early=self.drops_early)
+
+    def selectable(self) -> bool:
+        """Whether the pattern as decided reaches the target on the texts that the stage has trained on."""
+        if not self._seen:
+            return False
+        lengths, texts = torch.tensor(list(self._seen.items()), device=self.rank_loga.device).T
+        with torch.no_grad():
+            saved = self.sparsity(self.kept_shares(decided=True), lengths)
+        reached = float((saved * texts).sum() / texts.sum())
+        return reached >= self.options.target_sparsity - self.options.tolerance
+
+    # Training
+
+    def losses(self, state: TokenState, logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
+        """Logit distillation (no labels; values are learned from gold), the constraint and rank distillation."""
+        assert inputs.labels is not None
+        if state.mode != "masked":
+            raise ValueError("packed mode does not compare ranks with a teacher's; train in masked mode")
+        self._seen.update(state.lengths.tolist())
+        votes = StateOptions(all_vote=self.options.masks_only)
+        lesson = self.teacher.teach(inputs, score_layers=(self.backbone.num_layers - 1,), options=votes)
+        warmup = self.options.constraint_warmup
+        risen = 1.0 if self.progress >= warmup else self.progress / warmup
+        excess = self.sparsity(self.kept_shares(), state.lengths).mean() - risen * self.options.target_sparsity
+        ranking = self._ranking(state, lesson.scores[self.backbone.num_layers - 1].received)
+        if self.backbone.head == "regression" or inputs.labels.is_floating_point():
+            terms = {"task": self.task_loss(logits, inputs.labels).mean()}
+        else:
+            terms = {"distillation": self._distillation(logits, lesson.logits, inputs.attention_mask)}
+        return terms | {
+            "constraint": self.multipliers[0] * excess + self.multipliers[1] * excess**2,
+            "ranking": self.options.ranking_weight * max(LEAST_RANKING, 1 - risen) * ranking,
+        }
+
+    def _distillation(self, logits: Tensor, taught: Tensor, real: Tensor) -> Tensor:
+        """T^2 * KL(teacher || student), mean over texts; of spans, also over start and end."""
+        temperature = self.options.temperature
+        student, teacher = ((x.float() / temperature) for x in (logits, taught))
+        divergence = F.kl_div(F.log_softmax(student, dim=1), F.softmax(teacher, dim=1), reduction="none")
+        if self.backbone.head == "span_qa":
+            divergence = divergence.masked_fill(~real.unsqueeze(-1), 0.0)  # not 0 times minus infinity
+        return temperature**2 * divergence.sum(dim=1).mean()
+
+    def _ranking(self, state: TokenState, target: Tensor) -> Tensor:
+        """ARP2 of each early layer's scores against the last layer's of the teacher, summed over layers."""
+        ranked = state.live & ~state.first
+        voters = state.lengths.unsqueeze(1) if not self.options.masks_only else state.live.shape[1]
+        pads = ~state.real if self.options.masks_only else None
+        scores, top = state.notes["scores"], self.options.ranked_tokens
+        return torch.stack([arp2(received / voters, target, ranked, top, pads=pads) for received in scores]).sum()
+
+    def state_options(self) -> StateOptions:
+        masks_only, noisy = self.options.masks_only, self.options.noisy_scores
+        shared: dict[str, Any] = {"refine_removed": masks_only, "all_vote": masks_only, "noisy_scores": noisy}
+        return StateOptions(training=self.training, forwards=True, **shared)
+
+    def begin_stage(self, stage: Stage, updates: int) -> None:
+        super().begin_stage(stage, updates)
+        self._seen.clear()
+
+    def after_update(self) -> None:
+        with torch.no_grad():
+            self.rank_loga.clamp_(-BOUND, BOUND)
+            self.gate_loga.clamp_(-BOUND, BOUND)
+
+    @classmethod
+    def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:
+        """Bins, ranked tokens, warm-up and target of the task; few updates reach a mild target with few bins."""
+        if recipe == "short":
+            return {"bins": 10, "target_sparsity": 0.4, "constraint_warmup": 0.3}
+        bins, ranked, warmup, epochs, target = SETTINGS.get(task.name, DEFAULT_SETTINGS)
+        shares = {"constraint_warmup": warmup / epochs, "target_sparsity": target}
+        return {"bins": bins, "ranked_tokens": ranked, **shares}
+
+    @classmethod
+    def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:
+        """Fine-tune; prune that model, its embeddings frozen, with its unpruned self as the teacher."""
+        if recipe == "short":
+            stage = short_stage(PRUNE, start="dense", epochs=3)
+            return [stage.but(teacher="dense", groups=_groups(5e-5, 0.1))]
+        teacher_epochs = 10 if task.name in LONG_TEACHERS else 3
+        epochs = SETTINGS.get(task.name, DEFAULT_SETTINGS)[3]
+        teach = Stage(name=FINE_TUNE, start="pretrained", epochs=teacher_epochs)
+        prune = Stage(name=PRUNE, teacher="previous", epochs=epochs, groups=_groups(1e-5, 0.02), max_grad_norm=1.0)
+        return [teach, prune.but(select="best")]
+
+
+def _groups(learning_rate: float, constraint_rate: float) -> tuple[ParameterGroup, ...]:
+    """Pattern, multipliers (ascent) and backbone; the embeddings are frozen."""
+    shared: dict[str, Any] = {"learning_rate": constraint_rate, "decay": "constant", "clipped": False}
+    return (
+        ParameterGroup(patterns=("*_loga",), **shared),
+        ParameterGroup(patterns=("multipliers",), maximize=True, **shared),
+        ParameterGroup(but_not=("*.embeddings.*",), learning_rate=learning_rate),
+    )
