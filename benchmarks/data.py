@@ -179,7 +179,13 @@ def tokenize(
     for start in range(0, len(rows), _CHUNK):
         chunk = rows[start : start + _CHUNK]
         texts = [chunk[column] for column in task.text_columns]
-        encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length, padding=False)
+        encoded = tokenizer(
+            *texts,
+            truncation="longest_first",
+            max_length=max_length,
+            padding=False,
+            return_token_type_ids=len(texts) == 2 or None,  # DistilBERT reads none, but they tell the texts apart
+        )
         for i, label in enumerate(chunk[task.label_column]):
             feature = _feature(encoded, i, [chunk[column][i] for column in spans])
             feature["index"] = start + i

@@ -8,7 +8,8 @@ baseline for all positions of the setting: "none" (each text at its own length),
 what unpadding alone gives.
 
 Speed-ups are ratios of sums over texts; the mean of the texts' own ratios stands beside. Where a long text is read in
-windows, its cost is that of all of them together; "batch" and "sequence" pad windows.
+windows, its cost is that of all of them together; "batch" and "sequence" pad windows. Where a method's published
+figures leave out work that somebody has to do, its `extra_costs` give that account too, beside the full one.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class CostTotals:
     owners: list[int] = field(default_factory=list)  # text of each sequence
     macs: dict[str, list[Tensor]] = field(
         default_factory=lambda: {name: [] for name in PADDINGS}
-    )  # (2, batch): dense, method
+    )  # (2 + accounts, batch): dense, method, other accounts of the method
+    accounts: tuple[str, ...] = ()  # names of these, as in `TokenReducer.extra_costs`
     attention_tokens: Tensor | int = 0  # (layers,)
     ffn_tokens: Tensor | int = 0
     exits: Tensor | int = 0
@@ -56,8 +58,10 @@ class CostTotals:
         self.tokens += int(trace.input_lengths.sum())
         for padding in PADDINGS:
             length = padded_lengths(trace, padding, self.sequence_length)
-            macs = torch.stack((reducer.backbone.dense_macs(length), reducer.macs(trace, padding, length)))
-            self.macs[padding].append(macs.cpu())
+            extra = reducer.extra_costs(trace, length)
+            self.accounts = tuple(extra)
+            macs = (reducer.backbone.dense_macs(length), reducer.macs(trace, padding, length), *extra.values())
+            self.macs[padding].append(torch.stack(macs).cpu())
         self.attention_tokens = self.attention_tokens + trace.attention_tokens.sum(dim=0).cpu()
         self.ffn_tokens = self.ffn_tokens + trace.ffn_tokens.sum(dim=0).cpu()
         self.overhead += int(trace.overhead_macs.sum())
@@ -73,17 +77,18 @@ class CostTotals:
         texts = int(owner.max()) + 1
         macs = {name: torch.cat(parts, dim=1) for name, parts in self.macs.items()}
         unpadded = int(macs["none"][0].sum())
-        padding = {}
+        padding: dict[str, dict[str, Any]] = {}
         for name in PADDINGS:
-            dense, method = macs[name].sum(dim=1).tolist()
-            of_texts = torch.zeros(2, texts, dtype=torch.long).index_add(1, owner, macs[name]).double()
+            of_texts = torch.zeros(len(macs[name]), texts, dtype=torch.long).index_add(1, owner, macs[name])
+            dense, method, *others = of_texts
             padding[name] = {
-                "dense_gmacs_mean": dense / texts / 1e9,
-                "method_gmacs_mean": method / texts / 1e9,
-                "speedup": dense / method,
-                "speedup_mean_of_ratios": float((of_texts[0] / of_texts[1]).mean()),
-                "speedup_of_unpadding_alone": dense / unpadded,
+                "dense_gmacs_mean": int(dense.sum()) / texts / 1e9,
+                **_speed(dense, method),
+                "speedup_of_unpadding_alone": int(dense.sum()) / unpadded,
             }
+            if others:
+                accounts = zip(self.accounts, others, strict=True)
+                padding[name]["extra"] = {account: _speed(dense, other) for account, other in accounts}
         attention, ffn = (tokens / self.tokens for tokens in (self.attention_tokens, self.ffn_tokens))
         return {
             "texts": texts,
@@ -107,6 +112,15 @@ class CostTotals:
         assert isinstance(executed, Tensor)
         share = executed / (self.tokens * (projections + feed_forward))
         return (share * (1 + self.overhead / float(executed.sum()))).clamp(max=1.0)
+
+
+def _speed(dense: Tensor, method: Tensor) -> dict[str, float]:
+    """Mean cost and speed-ups from the MACs (texts,) of the dense model and of a method."""
+    return {
+        "method_gmacs_mean": int(method.sum()) / len(method) / 1e9,
+        "speedup": int(dense.sum()) / int(method.sum()),
+        "speedup_mean_of_ratios": float((dense.double() / method.double()).mean()),
+    }
 
 
 def equal_cost_schedule(summary: dict[str, Any]) -> tuple[float, ...]:

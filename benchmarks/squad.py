@@ -89,12 +89,12 @@ def windows(
             max_length=max_length,
             stride=overlap,
             return_overflowing_tokens=True,
+            return_token_type_ids=True,  # as in `benchmarks.data.tokenize`
         )
         parts = encoded.encodings
         for part, window in zip(parts, _windows(parts, passage, row[task.label_column], room - overlap), strict=True):
             feature = Feature(index=index, input_ids=part.ids, truncated=len(parts) > 1, window=window)
-            if "token_type_ids" in encoded:
-                feature["token_type_ids"] = part.type_ids
+            feature["token_type_ids"] = part.type_ids
             if spans:
                 feature["relevant"] = relevant_tokens(part, [row[column] for column in spans])
             features.append(feature)

@@ -188,8 +188,11 @@ def _key(entry: Entry) -> tuple[str, str, int, str]:
 def _line(name: str, record: Record) -> str:
     metrics = record["metrics"]
     cost = next(iter(metrics["splits"].values()))["cost"]
-    speed = f"FLOPs / {cost['padding']['none']['speedup']:.2f} without padding"
-    return f"{name}: {metrics['metric']} {100 * metrics['score']:.1f}, {speed}, {duration(record['wall_s'])}"
+    unpadded = cost["padding"]["none"]
+    speeds = [f"FLOPs / {unpadded['speedup']:.2f} without padding"]
+    speeds += [f"/ {other['speedup']:.2f} ({account})" for account, other in unpadded.get("extra", {}).items()]
+    score = f"{metrics['metric']} {100 * metrics['score']:.1f}"
+    return f"{name}: {score}, {', '.join(speeds)}, {duration(record['wall_s'])}"
 
 
 def _units(session: Session, experiment: Experiment) -> float:

@@ -2,7 +2,8 @@
 
 One row per model, method and padding; one column per task; a cell is "score speed-up". A second table sets measured
 beside reported. Scores are in percent, as the papers print them; speed-ups are dense MACs over method MACs, as
-`benchmarks.flops` says.
+`benchmarks.flops` says. Where a method has other accounts of its cost (`TokenReducer.extra_costs`), each is a row of
+its own that names what it leaves out or assumes; the published speed-up stands beside the account that it counts.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def long_table(entries: Iterable[Entry], paddings: Sequence[str], *, table: str)
     rows = [row for entry in entries for row in _rows(entry, paddings)]
     if not rows:
         return pd.DataFrame()
-    keys = ["model", "method", "of", "title", "padding", "task", "split", "metric"]
+    keys = ["model", "method", "of", "title", "account", "padding", "task", "split", "metric"]
     frame = pd.DataFrame(rows)
     grouped = frame.groupby(keys, sort=False, dropna=False)
     result = grouped.agg(
@@ -89,6 +90,7 @@ def _rows(entry: Entry, paddings: Sequence[str]) -> list[dict[str, Any]]:
             "task": entry.task.title if len(metrics["splits"]) == 1 else f"{entry.task.title} {split.split('_')[-1]}",
             "split": f"{entry.task.name}/{split}",
             "metric": metrics["metric"],
+            "account": "",
             "score": 100 * result["scores"][metrics["metric"]],
             "keep_ratio": result["cost"]["keep_ratio"],
             "record": entry.record["config_hash"],
@@ -102,25 +104,35 @@ def _rows(entry: Entry, paddings: Sequence[str]) -> list[dict[str, Any]]:
                 for padding in padded
             ]
         else:
+            accounts = dict.fromkeys(name for padding in paddings for name in costs[padding].get("extra", ()))
             rows += [common | _speed(entry.title, padding, costs[padding]) for padding in paddings]
+            rows += [
+                common | {"account": name} | _speed(f"{entry.title}, {name}", padding, costs[padding], account=name)
+                for name in accounts
+                for padding in paddings
+            ]
     return rows
 
 
-def _speed(title: str, padding: str, cost: dict[str, float] | None, key: str = "speedup") -> dict[str, Any]:
+def _speed(
+    title: str, padding: str, cost: dict[str, Any] | None, key: str = "speedup", account: str = ""
+) -> dict[str, Any]:
     if cost is None:
         one = {"speedup": 1.0, "speedup_mean_of_ratios": 1.0, "unpadding_alone": 1.0}
         return {"title": title, "padding": padding, **one}
+    speeds = cost["extra"][account] if account else cost
     return {
         "title": title,
         "padding": padding,
-        "speedup": cost[key],
-        "speedup_mean_of_ratios": cost["speedup_mean_of_ratios"] if key == "speedup" else None,
+        "speedup": speeds[key],
+        "speedup_mean_of_ratios": speeds["speedup_mean_of_ratios"] if key == "speedup" else None,
         "unpadding_alone": cost["speedup_of_unpadding_alone"],
     }
 
 
 def _reported(row: dict[str, Any], table: str) -> Reported | None:
-    if row["of"] or row["title"] == "Dense, unpadded":
+    published = methods.lookup(row["method"]).traits.published_cost
+    if row["of"] or row["title"] == "Dense, unpadded" or row["account"] != published:
         return None
     task = str(row["split"]).split("/")[0]
     backbone = str(row["model"]).lower()
@@ -239,7 +251,7 @@ def against_random(frame: pd.DataFrame) -> list[str]:
     lines = []
     for row in frame[(frame["of"] != "") & (frame["padding"] == "none")].to_dict("records"):
         same = (frame["method"] == row["of"]) & (frame["split"] == row["split"]) & (frame["model"] == row["model"])
-        method = frame[same & (frame["of"] == "") & (frame["padding"] == "none")]
+        method = frame[same & (frame["of"] == "") & (frame["account"] == "") & (frame["padding"] == "none")]
         if method.empty:
             continue
         found = method.iloc[0]

@@ -42,6 +42,7 @@ class BackboneSpec:
     classify: Callable[[StockModule, Tensor], Tensor]  # model, (batch, 1, hidden_size) -> (batch, num_labels)
     pool: Callable[[StockModule, Tensor], Tensor]  # all of `classify` but its last layer -> (batch, hidden_size)
     first_dense: str  # path in the model of the dense layer that the classification head starts with
+    first_activation: Callable[[Tensor], Tensor] = torch.tanh  # behind that layer
     span: Callable[[StockModule, Tensor], Tensor] = lambda model, hidden: model.qa_outputs(hidden)
     token_types: bool = True  # the embeddings take token_type_ids
     offset_positions: bool = False  # RoBERTa: positions count real tokens and start after the padding index
@@ -110,6 +111,7 @@ SPECS: dict[str, BackboneSpec] = {
         classify=lambda model, hidden: model.classifier(hidden),
         pool=_electra_pool,
         first_dense="classifier.dense",
+        first_activation=F.gelu,
     ),
     "distilbert": BackboneSpec(
         encoder="distilbert",
@@ -123,6 +125,7 @@ SPECS: dict[str, BackboneSpec] = {
         classify=lambda model, hidden: model.classifier(_distilbert_pool(model, hidden)),
         pool=_distilbert_pool,
         first_dense="pre_classifier",
+        first_activation=F.relu,
         span=lambda model, hidden: model.qa_outputs(model.dropout(hidden)),
         token_types=False,
         num_heads="n_heads",
@@ -222,16 +225,24 @@ class Backbone:
         """The dense layer of the classification head (BERT: the pooler's), hidden_size -> hidden_size."""
         return attrgetter(self.spec.first_dense)(self.model)
 
+    def pooled(self, first_tokens: Tensor) -> Tensor:
+        """What the last layer of the classification head reads, without dropout; (batch, hidden_size) -> the same."""
+        return self.spec.first_activation(self.first_dense()(first_tokens))
+
     def embedding_macs(self) -> int:
         """MACs per token of the embedding projection; 0 where embeddings are as wide as the layers."""
         project = self.spec.project_embeddings(self.encoder)
         return 0 if project is None else project.in_features * project.out_features
 
+    def layer_macs(self, tokens: Tensor) -> Tensor:
+        """MACs of one layer in which `tokens` (batch,) long attend to each other; (batch,) long."""
+        d, n = self.hidden_size, tokens
+        return 4 * d * d * n + 2 * n * n * d + 2 * n * d * self.intermediate_size
+
     def dense_macs(self, lengths: Tensor) -> Tensor:
         """MACs of the stock model on inputs of `lengths` (batch,) tokens, all of them computed; (batch,) long."""
-        d, n = self.hidden_size, lengths
-        layer = 4 * d * d * n + 2 * n * n * d + 2 * n * d * self.intermediate_size
-        return self.num_layers * layer + self.embedding_macs() * n + self.head_macs(n)
+        layers = self.num_layers * self.layer_macs(lengths)
+        return layers + self.embedding_macs() * lengths + self.head_macs(lengths)
 
     def head_macs(self, tokens: Tensor) -> Tensor:
         """MACs of the head for sequences of `tokens` (batch,) long; a classifier reads one token of each."""

@@ -335,6 +335,19 @@ class TokenReducer(transformers.PreTrainedModel):
         head = backbone.head_macs(entered) * ~trace.exited
         return layers + trace.overhead_macs + backbone.embedding_macs() * entered + head
 
+    def extra_costs(self, trace: Trace, length: Tensor) -> dict[str, Tensor]:
+        """MACs of each sequence under other accounts that a reader needs beside what was executed, by name.
+
+        A name stands behind the method's title in tables, so it says what is left out or assumed.
+
+        Args:
+            trace: of a pass of this reducer.
+            length: (batch,) long, the padded length; the text's own without padding.
+        Returns:
+            name -> (batch,) long; nothing for most methods.
+        """
+        return {}
+
 
 def create(name: str, model: transformers.PreTrainedModel, **options: Any) -> TokenReducer:
     """Put the method `name` on `model`, a supported `*ForSequenceClassification` or `*ForQuestionAnswering`.

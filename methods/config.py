@@ -31,6 +31,8 @@ class Traits:
         as_released: options with which the method computes what its published code computes where that is not real
             removal; empty where the code removes tokens, or none was published.
         pads: what happens to padding in a padded setting: "removed" (never computed) or "computed" (like real tokens).
+        published_cost: the name among `TokenReducer.extra_costs` that the paper's own speed-ups count; "" where they
+            count all that is executed.
     """
 
     title: str
@@ -41,6 +43,7 @@ class Traits:
     unsupported: Mapping[str, str] = field(default_factory=dict)
     as_released: Mapping[str, Any] = field(default_factory=dict)
     pads: str = "removed"
+    published_cost: str = ""
 
 
 class ReducerConfig(transformers.PreTrainedConfig):

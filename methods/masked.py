@@ -30,7 +30,7 @@ class MaskedState(TokenState):
 
     def __init__(self, backbone: Backbone, inputs: Inputs, options: StateOptions) -> None:
         mask = inputs.attention_mask
-        super().__init__(Trace(mask, backbone.num_layers), options)
+        super().__init__(inputs, Trace(mask, backbone.num_layers), options)
         self.hidden = backbone.embed(inputs.input_ids, inputs.token_type_ids, inputs.position_ids)
         self.real = mask
         self.live = torch.ones_like(mask) if options.run_padding else mask

@@ -21,7 +21,7 @@ class PackedState(TokenState):
         mask = inputs.attention_mask
         if options.masked_only:
             raise ValueError("the chosen options only mask tokens, as published code does; run them in masked mode")
-        super().__init__(Trace(mask, backbone.num_layers), options)
+        super().__init__(inputs, Trace(mask, backbone.num_layers), options)
         rows = torch.ones_like(mask) if options.run_padding else mask
         self._rows = rows  # (batch, seq_len) bool: positions that entered
         types = inputs.token_type_ids
@@ -229,7 +229,8 @@ class PackedState(TokenState):
 
     def _segment_lengths(self, segments: Tensor) -> Tensor:
         """Lengths of runs of equal (sequence, segment); (runs,) long. Segments must be contiguous in their sequence."""
-        change = (segments.diff(prepend=segments[:1] - 1) != 0) | self.first
+        other_segment, other_text = (ids.diff(prepend=ids[:1] - 1) != 0 for ids in (segments, self._index))
+        change = other_segment | other_text
         starts = change.nonzero().squeeze(1)
         return starts.diff(append=starts.new_tensor([len(segments)]))
 

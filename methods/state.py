@@ -80,6 +80,8 @@ class Inputs:
     Attributes:
         input_ids, attention_mask (bool), position_ids: (batch, seq_len); token_type_ids: the same or None.
         labels: (batch,) or None; for span heads (batch, 2) start and end positions.
+        segments: (batch, seq_len) long, the text of a pair that each token belongs to (0 or 1); None unless a method
+            tells them apart.
     """
 
     input_ids: Tensor
@@ -87,6 +89,7 @@ class Inputs:
     position_ids: Tensor
     token_type_ids: Tensor | None = None
     labels: Tensor | None = None
+    segments: Tensor | None = None
 
 
 @dataclass(kw_only=True)
@@ -148,6 +151,7 @@ class TokenState(ABC):
         gate: (*tokens) float, product of all `keep` gates so far, or None.
         scores: attention received in the latest attention, or None where no method asked for it.
         notes: a method's own record of this forward pass (off-ramp logits, gates), for its losses.
+        inputs: the batch that came in, the same at every hook; `at` reads its tables.
         trace: what was computed so far.
     """
 
@@ -164,8 +168,8 @@ class TokenState(ABC):
     gate: Tensor | None = None
     scores: AttentionScores | None = None
 
-    def __init__(self, trace: Trace, options: StateOptions) -> None:
-        self.trace = trace
+    def __init__(self, inputs: Inputs, trace: Trace, options: StateOptions) -> None:
+        self.inputs, self.trace = inputs, trace
         self.training = options.training
         self._options = options
         self.notes: dict[str, list[Any]] = defaultdict(list)
@@ -192,6 +196,10 @@ class TokenState(ABC):
     @abstractmethod
     def first_tokens(self) -> Tensor:
         """Hidden state of [CLS]; (sequences, hidden_size)."""
+
+    def at(self, table: Tensor) -> Tensor:
+        """Entries of a (batch, seq_len, ...) table of the input that belong to the tokens; (*tokens, ...)."""
+        return table[self.expand(self.sequences), self.positions]
 
     def _dropout(self, backbone: Backbone, layer: nn.Module) -> float:
         own, replaced = backbone.attention_dropout(layer), self._options.attention_dropout

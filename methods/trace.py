@@ -19,6 +19,7 @@ class Trace:
         overhead_macs: (B,) long, MACs of predictors, routers and off-ramps executed.
         attention_mask: (B, N) bool, the input's real tokens.
         padded_length: N of the input, pads included.
+        first_lengths: (B,) long, real tokens of the first text of each pair; None unless a method tells them apart.
     """
 
     def __init__(self, attention_mask: Tensor, num_layers: int) -> None:
@@ -33,6 +34,7 @@ class Trace:
         self.exited = torch.zeros(batch, dtype=torch.bool, device=device)
         self.overhead_macs = torch.zeros(batch, dtype=torch.long, device=device)
         self.attention_mask = attention_mask
+        self.first_lengths: Tensor | None = None
         # Layers run, each with flat positions b * N + i (packed) or a (B, N) mask (masked).
         self._computed: list[tuple[int, Tensor]] = []
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import methods
 from methods import TokenReducer
@@ -21,12 +22,17 @@ class Case:
         neutral: with which it keeps everything; the logits must then be the dense model's.
         undecided: brings trained parts into a state that decides differently from token to token.
         unnested: tokens may come back, so kept tokens need not shrink.
+        completes: adds to a batch of input_ids and attention_mask what the method reads beside them.
+        computes_all: why every token is computed whatever the options; something else must then be spared. Empty for
+            methods that remove tokens.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
     neutral: dict[str, Any] = field(default_factory=dict)
     undecided: Callable[[Any], None] = lambda reducer: None
     unnested: bool = False
+    completes: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda batch: batch
+    computes_all: str = ""
 
 
 def _undecided(part: str) -> Callable[[Any], None]:
@@ -57,6 +63,13 @@ def _decided_pattern(reducer: TokenReducer) -> None:
     torch.nn.init.constant_(reducer.gate_loga, 3.0)  # type: ignore[arg-type]
 
 
+def pairs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The later half of each text becomes its second text; a text of one token stands alone."""
+    mask = batch["attention_mask"]
+    second = torch.arange(mask.shape[1]) >= (mask.sum(dim=1, keepdim=True) + 1) // 2
+    return batch | {"token_type_ids": mask * second}
+
+
 CASES: dict[str, Case] = {
     "dense": Case(),
     "transkimmer": Case(undecided=_undecided("predictors")),
@@ -70,6 +83,12 @@ CASES: dict[str, Case] = {
         options={"patience": 1, "regression_tolerance": 1.0}, neutral={"patience": 0}, undecided=_unsure_exits
     ),
     "lot": Case(neutral={"summary": False}, undecided=_undecided("routers"), unnested=True),
+    "deformer": Case(
+        options={"single_texts": True},
+        neutral={"split": 0, "restart_positions": False, "single_texts": True},
+        completes=pairs,
+        computes_all="the saving is a cache of passages, and none is set; attention between the texts is spared",
+    ),
     "random": Case(options={"keep_schedule": (0.8, 0.5, 0.3)}, neutral={"keep_schedule": (1.0, 1.0, 1.0)}),
 }
 

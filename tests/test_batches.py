@@ -69,6 +69,15 @@ def test_tokenize_cuts_the_longer_text_of_a_pair_first():
     assert feature["label"] == 0.5 and isinstance(feature["label"], float)
 
 
+def test_the_texts_of_a_pair_can_be_told_apart_whatever_the_model_reads():
+    """DistilBERT takes no token types, so its tokenizer gives none by itself; a single text needs none."""
+    tokenizer = make_tokenizer(model_input_names=["input_ids", "attention_mask"])
+    pair = datasets.Dataset.from_list([{"sentence1": "a b", "sentence2": "c", "label": 0.5}])
+    single = datasets.Dataset.from_list([{"sentence": "a b", "label": 1}])
+    assert tokenize(pair, STSB, tokenizer, max_length=8)[0]["token_type_ids"] == [0, 0, 0, 0, 1, 1]
+    assert "token_type_ids" not in tokenize(single, SST2, tokenizer, max_length=8)[0]
+
+
 def test_relevant_marks_the_tokens_of_the_spans():
     row = {"sentence1": "a b c", "sentence2": "d e", "label": 0, "relevant1": [[2, 3]], "relevant2": [[0, 1], [2, 3]]}
     (feature,) = tokenize(datasets.Dataset.from_list([row]), TASKS["synthetic_pair"], make_tokenizer(), max_length=16)

@@ -15,6 +15,7 @@ from benchmarks.flops import CostTotals, equal_cost_schedule
 from benchmarks.tasks import get_task
 from benchmarks.train import Compute, train_stage, updates_of
 from methods import ParameterGroup, Stage
+from methods.deformer import ONCE, WARM
 from methods.recipes import assign_parameters, rate_factor
 from tests.cases import CASES
 from tests.tiny import LENGTHS, batch_for, make_batch, tiny_model, tiny_reducer
@@ -23,18 +24,17 @@ STAGE = Stage(name="skim", epochs=1, groups=(ParameterGroup(learning_rate=1e-2),
 
 
 def features(count: int = 16) -> list[Feature]:
-    """Texts whose second token decides the label."""
+    """Pairs of texts; the second token of the first decides the label."""
     generator = torch.Generator().manual_seed(5)
     made = []
     for index in range(count):
         length = 4 + index % 6
         ids = torch.randint(5, 40, (length,), generator=generator).tolist()
         ids[1] = 41 + index % 3
-        made.append(
-            Feature(
-                index=index, input_ids=ids, label=index % 3, truncated=False, relevant=[i == 1 for i in range(length)]
-            )
-        )
+        feature = Feature(index=index, input_ids=ids, label=index % 3, truncated=False)
+        feature["token_type_ids"] = [int(i >= length // 2) for i in range(length)]
+        feature["relevant"] = [i == 1 for i in range(length)]
+        made.append(feature)
     return made
 
 
@@ -225,6 +225,32 @@ def test_cost_totals_by_hand():
         assert summary["padding"][padding]["speedup"] == pytest.approx(dense / method)
         assert summary["padding"][padding]["speedup_of_unpadding_alone"] == pytest.approx(dense / expected["none"])
     assert summary["texts"] == 7 and sum(summary["exits"]) == 7 and summary["exits"][-1] == 7
+
+
+def test_other_accounts_of_cost_stand_beside_the_executed_one():
+    """Sums of `extra_costs` under each padding, against the dense cost there; none for other methods."""
+    reducer, totals = tiny_reducer("deformer"), CostTotals(sequence_length=20)
+    traces = []
+    for lengths in (LENGTHS, (3, 5)):
+        with torch.no_grad():
+            traces.append(reducer(**batch_for(reducer, lengths)).trace)
+        totals.add(reducer, traces[-1])
+    summary = totals.summary()
+    for padding in ("none", "sequence"):
+        lengths = [t.input_lengths if padding == "none" else torch.full_like(t.input_lengths, 20) for t in traces]
+        dense = [reducer.backbone.dense_macs(length) for length in lengths]
+        costs = [reducer.extra_costs(trace, length) for trace, length in zip(traces, lengths, strict=True)]
+        found = summary["padding"][padding]["extra"]
+        assert list(found) == [WARM, ONCE]
+        for name, account in found.items():
+            macs = torch.cat([cost[name] for cost in costs])
+            assert account["method_gmacs_mean"] == pytest.approx(float(macs.sum()) / 7 / 1e9)
+            assert account["speedup"] == pytest.approx(float(torch.cat(dense).sum() / macs.sum()))
+            assert account["speedup_mean_of_ratios"] == pytest.approx(float((torch.cat(dense) / macs).mean()))
+        assert found[ONCE]["speedup"] == summary["padding"][padding]["speedup"] < found[WARM]["speedup"]
+    plain = CostTotals(sequence_length=20)
+    plain.add(tiny_reducer("dense"), traces[0])
+    assert "extra" not in plain.summary()["padding"]["none"]
 
 
 def test_dense_macs_are_the_dense_reducers():

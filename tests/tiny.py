@@ -74,8 +74,10 @@ def make_batch(
 def batch_for(
     reducer: methods.TokenReducer, lengths: tuple[int, ...] = LENGTHS, *, padded_to: int | None = None
 ) -> dict[str, Tensor]:
-    """`make_batch` with the model's own padding token."""
-    return make_batch(lengths, padded_to=padded_to, pad_id=reducer.backbone.config.pad_token_id or 0)
+    """`make_batch` with the model's own padding token, completed with what the method reads."""
+    batch = make_batch(lengths, padded_to=padded_to, pad_id=reducer.backbone.config.pad_token_id or 0)
+    case = EVERY.get(reducer.method_name)
+    return batch if case is None else case.completes(batch)
 
 
 def labels_for(reducer: methods.TokenReducer, batch: dict[str, Tensor]) -> dict[str, Tensor]:

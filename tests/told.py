@@ -64,7 +64,7 @@ def build():
 
 def at(state, table):
     """Entries of a (batch, seq_len, ...) table that belong to the state's tokens, in either mode's layout."""
-    return table[state.expand(state.sequences), state.positions]
+    return state.at(table)
 
 
 def table(*shape, share=0.5, seed=0):
