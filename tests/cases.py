@@ -34,6 +34,12 @@ def _undecided_predictors(reducer: TokenReducer) -> None:
         predictor[-1].bias.data.copy_(torch.tensor([0.0, 0.7]))
 
 
+def _undecided_policies(reducer: TokenReducer) -> None:
+    for policy in reducer.policies:  # type: ignore[union-attr]
+        for linear in (policy[0], policy[-1]):
+            torch.nn.init.normal_(linear.weight, std=1.0)
+
+
 def _sure_ramps(reducer: TokenReducer) -> None:
     for ramp in reducer.off_ramps:  # type: ignore[union-attr]
         torch.nn.init.normal_(ramp.classifier.weight, std=0.5)
@@ -46,5 +52,6 @@ CASES: dict[str, Case] = {
         options={"retention_configuration": (6, 4, 2)}, neutral={"retention_configuration": (99, 99, 99)}
     ),
     "deebert": Case(options={"threshold": 0.6}, neutral={"threshold": 0.0}, undecided=_sure_ramps),
+    "tr_bert": Case(options={"policy_layers": (1, 2)}, neutral={"threshold": 0.0}, undecided=_undecided_policies),
     "random": Case(options={"keep_schedule": (0.8, 0.5, 0.3)}, neutral={"keep_schedule": (1.0, 1.0, 1.0)}),
 }
