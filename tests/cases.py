@@ -46,6 +46,12 @@ def _undecided(part: str) -> Callable[[Any], None]:
     return bring
 
 
+def _undecided_policies(reducer: TokenReducer) -> None:
+    for policy in reducer.policies:  # type: ignore[union-attr]
+        for linear in (policy[0], policy[-1]):
+            torch.nn.init.normal_(linear.weight, std=1.0)
+
+
 def _sure_ramps(reducer: TokenReducer) -> None:
     for ramp in reducer.off_ramps:  # type: ignore[union-attr]
         torch.nn.init.normal_(ramp.classifier.weight, std=0.5)
@@ -89,6 +95,7 @@ CASES: dict[str, Case] = {
         completes=pairs,
         computes_all="the saving is a cache of passages, and none is set; attention between the texts is spared",
     ),
+    "tr_bert": Case(options={"policy_layers": (1, 2)}, neutral={"threshold": 0.0}, undecided=_undecided_policies),
     "random": Case(options={"keep_schedule": (0.8, 0.5, 0.3)}, neutral={"keep_schedule": (1.0, 1.0, 1.0)}),
 }
 
