@@ -3,7 +3,7 @@
 A premise says of some things that a house has them and of as many that it has not ("The house has no piano."), among
 sentences about nothing, in random order. The hypothesis says of one of them that the house has it; the label is
 whether the premise says so. So the thing is in the premise whatever the label, "a" and "no" are there equally often,
-and only the word before the thing decides. Premises state two, four or six facts: the short ones teach a model
+and only the word before the thing decides. Premises state two or four facts: the short ones teach a model
 where to look, without them a small encoder does not learn the long ones in a few thousand examples.
 """
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 Span = tuple[int, int]  # [start, end) characters
 
 LABEL_NAMES = ("entailment", "not_entailment")
-_FACTS_OF_EACH_KIND = (1, 1, 2, 3)  # things that the house has, and as many that it has not: drawn from these
-_FILLERS = (1, 4)  # fewest and most
+_FACTS_OF_EACH_KIND = (1, 1, 1, 2)  # things that the house has, and as many that it has not: drawn from these
+_FILLERS = (1, 2)  # fewest and most
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ class Random(TokenReducer):
     def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:
         """Fine-tune the dense model further while tokens are dropped, so that the baseline is a trained one."""
         if recipe == "short":
-            return [short_stage("drop", start="dense", epochs=1)]
+            return [short_stage("drop", start="dense", epochs=0.5)]
         return [
             Stage(name="drop", start="dense", epochs=3, groups=(ParameterGroup(learning_rate=2e-5),), batch_size=32)
         ]
