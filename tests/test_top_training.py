@@ -108,11 +108,9 @@ def losses_of(reducer, batch=None):
 def train(reducer, updates, *, rate=0.1, model_rate=1e-3, on_update=lambda: None):
     """That many updates of the pruning stage."""
     stage = reducer.stages(SimpleNamespace(name="sst2"), "short")[0]
-    pattern, multipliers, backbone = stage.groups
-    groups = (
-        replace(pattern, learning_rate=rate),
-        replace(multipliers, learning_rate=rate),
-        replace(backbone, learning_rate=model_rate),
+    groups = tuple(
+        replace(group, learning_rate=own)
+        for group, own in zip(stage.groups, (rate, rate, rate, model_rate), strict=True)
     )
     stage = stage.but(epochs=0.01, min_updates=updates, groups=groups, batch_size=8)
     return train_stage(reducer, stage, features(16), 0, seed=1, compute=Compute(), on_update=lambda rows: on_update())
@@ -165,7 +163,7 @@ def test_a_sample_gate_passes_its_gradient():
     losses = losses_of(reducer)
     (task,) = torch.autograd.grad(losses["distillation"], reducer.gate_loga, retain_graph=True)
     assert (task != 0).any()
-    reducer.multipliers.data.fill_(1.0)
+    reducer.lambda_1.data.fill_(1.0)
     for gradient in torch.autograd.grad(losses_of(reducer)["constraint"], [reducer.gate_loga, reducer.rank_loga]):
         assert (gradient != 0).all()
 
@@ -201,10 +199,10 @@ def test_only_early_layers_learn_from_ranks():
 def test_multipliers_climb():
     """[13] lambda1 falls as long as the target is missed, lambda2 never does."""
     reducer = fresh(target_sparsity=0.95, constraint_warmup=0.0)
-    seen = [reducer.multipliers.detach().clone()]
-    train(reducer, 25, on_update=lambda: seen.append(reducer.multipliers.detach().clone()))
-    first, second = torch.stack(seen).T
-    assert reducer.kept_shares().prod() > 0 and len(first) == 26
+    seen = [(0.0, 0.0)]
+    train(reducer, 25, on_update=lambda: seen.append((reducer.lambda_1.item(), reducer.lambda_2.item())))
+    first, second = torch.tensor(seen).T
+    assert len(first) == 26 and not reducer.selectable()
     assert (first.diff() < 0).all() and (second.diff() > 0).all()
 
 
@@ -259,7 +257,8 @@ def test_labels_of_several_classes_are_learned_from():
 def test_the_target_rises_while_ranking_fades(progress, share):
     """Sections 2.7 and 2.9: t = target * min(1, step / warm-up); alpha * max(0.01, 1 - step / warm-up)."""
     reducer = fresh(layers=6, first_location=2, target_sparsity=0.5, constraint_warmup=0.4, ranking_weight=0.3)
-    reducer.multipliers.data.copy_(torch.tensor([-2.0, 3.0]))
+    reducer.lambda_1.data.fill_(-2.0)
+    reducer.lambda_2.data.fill_(3.0)
     reducer.progress, batch = progress, make_batch()
     terms = losses_of(reducer, batch)
     excess = reducer.sparsity(reducer.kept_shares(), batch["attention_mask"].sum(dim=1)).mean() - 0.5 * share
@@ -298,10 +297,10 @@ def test_a_saved_reducer_goes_on_training(tmp_path):
     train(reducer, 3)
     reducer.save_pretrained(tmp_path)
     loaded = methods.load(tmp_path)
-    for name in ("rank_loga", "gate_loga", "multipliers"):
+    for name in ("rank_loga", "gate_loga", "lambda_1", "lambda_2"):
         assert torch.equal(getattr(loaded, name), getattr(reducer, name))
     train(loaded.train(), 2)
-    assert loaded.multipliers[1] > reducer.multipliers[1]
+    assert loaded.lambda_2 > reducer.lambda_2
 
 
 def test_packed_mode_does_not_train():
@@ -341,8 +340,7 @@ def test_published_recipe(task):
     assert teach.epochs == (10 if task in ("mrpc", "rte", "stsb", "cola") else 3)
     assert (prune.start, prune.teacher, prune.select, prune.epochs) == ("previous", "previous", "best", epochs)
     assert (prune.batch_size, prune.warmup, prune.decay, prune.max_grad_norm) == (32, 0.0, "linear", 1.0)
-    pattern, multipliers, backbone = prune.groups
-    assert (pattern.learning_rate, multipliers.learning_rate, backbone.learning_rate) == (0.02, 0.02, 1e-5)
-    assert multipliers.maximize and not pattern.maximize and not backbone.maximize
-    assert [group.clipped for group in prune.groups] == [False, False, True]
-    assert [group.decay for group in prune.groups] == ["constant", "constant", None]
+    assert [group.learning_rate for group in prune.groups] == [0.02, 0.02, 0.02, 1e-5]
+    assert [group.maximize for group in prune.groups] == [False, True, True, False]
+    assert [group.clipped for group in prune.groups] == [False, False, False, True]
+    assert [group.decay for group in prune.groups] == ["constant", "constant", "constant", None]
