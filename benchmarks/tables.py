@@ -241,8 +241,10 @@ def data_lines(entries: Iterable[Entry]) -> list[str]:
         splits = ", ".join(f"{split['rows']:,} {name}" for name, split in data["splits"].items())
         known = OFFICIAL_ROWS.get(entry.task.name, ())
         official = f" (official: {' and '.join(f'{rows:,}' for rows in known)})" if known else ""
+        divided = f"; the {data['divided']} file, divided by {data['by']}" if "divided" in data else ""
         note = f"; {entry.task.note}" if entry.task.note else ""
-        lines.append(f"{entry.task.title}: {splits} rows{official}, at most {entry.task.sequence_length} tokens{note}")
+        rows = f"{splits} rows{official}, at most {entry.task.sequence_length} tokens"
+        lines.append(f"{entry.task.title}: {rows}{divided}{note}")
     return list(dict.fromkeys(lines))
 
 

@@ -34,7 +34,7 @@ def as_found(task: Task, data_dir: Path) -> Task:
     there = next((split for split in task.eval_splits if split in splits), None)
     if task.group_column is not None and task.train_split not in splits and there is not None:
         train, test = DIVIDED_INTO
-        title = f"{task.title} ({there} divided by {task.group_column})"
+        title = f"{task.title} ({there} by {task.group_column})"
         return replace(task, title=title, divided=there, train_split=train, eval_splits=(test,))
     official = OFFICIAL_ROWS.get(task.name, (0, 0))
     found = [

@@ -16,10 +16,11 @@ from benchmarks.embedded import ByRule
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.long import SUITE, main
 from benchmarks.packages import DataUnavailable
+from tests.shared_data import shared_data
 from tests.small_world import write_model, write_questions, write_sentences
 
 METHODS = ("dense", "transkimmer", "deebert", "random")
-DIVIDED = "SQuAD v2.0 (validation divided by title)"
+DIVIDED = "SQuAD v2.0 (validation by title)"
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,20 @@ def test_table_4_stands_beside_what_was_measured(world):
     text = (tables(world[0]) / "long-local.md").read_text()
     assert "# Table 4, local profile" in text and "python -m benchmarks.long" in text
     assert "## Answers" in text and "HasAns F1" in text and "## Data" in text
-    assert f"- {DIVIDED}: 60 train, 20 test rows (official: 130,319 and 11,873), at most 32 tokens" in text
+    rows = "60 train, 20 test rows (official: 130,319 and 11,873), at most 32 tokens"
+    assert f"- {DIVIDED}: {rows}; the validation file, divided by title" in text
+
+
+@pytest.mark.slow
+def test_real_rows_of_all_four_tasks(world, tmp_path):
+    data = shared_data()
+    arguments = ["--profile", "local", "--model", str(world[0] / "model"), "--data-dir", str(data), "--quiet"]
+    arguments += ["--methods", "transkimmer", "--max-train-samples", "40", "--max-eval-samples", "20", "--max-length"]
+    arguments += ["64", "--results", str(tmp_path), "--device", "cpu", "--jobs", "1"]
+    assert run_command(main, arguments) == 0
+    frame = pd.read_csv(next(tmp_path.rglob("long-local.csv")), keep_default_na=False)
+    assert set(frame["task"]) == {DIVIDED, "20News", "Yelp (sample)", "IMDB"}
+    assert set(frame.loc[frame["padding"] == "baseline", "reported"]) == {"77.1", "86.7", "69.9", "94"}
 
 
 def test_random_alone_reads_spans_too(world, tmp_path):

@@ -33,7 +33,7 @@ def test_a_lone_validation_file_is_divided_by_article_and_says_so(tmp_path):
     rows = [question(title=f"article {i % 8}") for i in range(80)]
     source = write_squad(tmp_path, "validation", rows)
     task = get_task("squad_v2", tmp_path)
-    assert task.title == "SQuAD v2.0 (validation divided by title)" and task.divided == "validation"
+    assert task.title == "SQuAD v2.0 (validation by title)" and task.divided == "validation"
     assert (task.train_split, task.eval_splits) == ("train", ("test",))
     train, test = (load_rows(task, split, source) for split in ("train", "test"))
     assert (len(train), len(test)) == (60, 20)
