@@ -92,6 +92,9 @@ class LatOptions(Options):
         for name in ("length_drop", "layer_drop", "mutation_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        for name in ("random_passes", "search_iterations", "search_seeds", "mutants", "crossovers", "tolerance"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         longest = max(self.length_configuration or (LEAST,))
         if self.max_length < longest:
             raise ValueError(f"max_length must be at least {longest}, the longest length, got {self.max_length}")
