@@ -117,7 +117,7 @@ class Lat(TokenReducer):
     options_class = LatOptions
     traits = Traits(
         title="LAT",
-        optimization="random lengths",  # Table 1 says soft-masking; paper and code drop for real, and distil
+        optimization="random lengths, distillation",  # tokens are really dropped; Table 1 says soft-masking
         decision_input="attention",
         dropped="forwarded",
         strategy="searched",

@@ -1,4 +1,4 @@
-"""LAT: how it drops, restores and counts; invariants of the method notes, [3] is the third. Training: test_lat_training."""
+"""LAT: how it drops, restores and counts; invariants of the method notes, [3] is the third."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import transformers
 import methods
 from methods.encoder import encode
 from methods.lat_search import LEAST, length_drop
-from tests.told import TIGHT, agree, final_states, run
 from tests.tiny import FAMILIES, HEADS, LENGTHS, batch_for, logits_of, make_batch, tiny_model, tiny_reducer
+from tests.told import TIGHT, agree, final_states, run
 
 MODES = ("masked", "packed")
 both = pytest.mark.parametrize("mode", MODES)
