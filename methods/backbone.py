@@ -234,10 +234,17 @@ class Backbone:
         project = self.spec.project_embeddings(self.encoder)
         return 0 if project is None else project.in_features * project.out_features
 
-    def layer_macs(self, tokens: Tensor) -> Tensor:
-        """MACs of one layer in which `tokens` (batch,) long attend to each other; (batch,) long."""
-        d, n = self.hidden_size, tokens
-        return 4 * d * d * n + 2 * n * n * d + 2 * n * d * self.intermediate_size
+    def layer_macs(self, tokens: Tensor, pairs: Tensor | None = None, ffn: Tensor | None = None) -> Tensor:
+        """MACs of one layer: 4 n d^2 (projections) + 2 pairs d (scores, context) + 2 n d f for n tokens.
+
+        Args:
+            tokens: long, of any shape, that enter the attention.
+            pairs: of query and key; by default all tokens attend to each other. ffn: tokens that enter the
+                feed-forward; by default all.
+        """
+        d, f = self.hidden_size, self.intermediate_size
+        pairs, ffn = tokens**2 if pairs is None else pairs, tokens if ffn is None else ffn
+        return 4 * d * d * tokens + 2 * d * pairs + 2 * d * f * ffn
 
     def dense_macs(self, lengths: Tensor) -> Tensor:
         """MACs of the stock model on inputs of `lengths` (batch,) tokens, all of them computed; (batch,) long."""

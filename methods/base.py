@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
@@ -73,7 +73,7 @@ class TokenReducer(transformers.PreTrainedModel):
 
     def set_options(self, **changes: Any) -> None:
         """Replace some options (a searched configuration, a threshold); they are saved with the model."""
-        self.options = replace(self.options, **changes)
+        self.options = build_options(self.options_class, self.method_name, vars(self.options) | changes)
         self.config.options = asdict(self.options)
 
     # Hooks
@@ -292,6 +292,11 @@ class TokenReducer(transformers.PreTrainedModel):
 
     # Cost
 
+    @property
+    def computes_pads(self) -> bool:
+        """Whether a padded setting makes the method compute pads like real tokens."""
+        return self.traits.pads == "computed"
+
     def executed_tokens(self, trace: Trace, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens computed when texts are padded to `length` (batch,) and the method meets the pads.
 
@@ -299,7 +304,7 @@ class TokenReducer(transformers.PreTrainedModel):
             attention tokens, attention pairs and feed-forward tokens, each (batch, layers) long.
         """
         attention, pairs, ffn = trace.attention_tokens, trace.attention_pairs, trace.ffn_tokens
-        if self.traits.pads == "removed":
+        if not self.computes_pads:
             return attention, pairs, ffn
         ran = attention > 0
         pads = (length - trace.input_lengths).unsqueeze(1) * ran
@@ -313,7 +318,7 @@ class TokenReducer(transformers.PreTrainedModel):
             padding: "none" (each text at its own length), "batch" or "sequence".
             length: the padded length, for "batch" and "sequence".
         Returns:
-            (batch,) long. One layer with n tokens costs 4 n d^2 (projections) + 2 pairs d (scores, context) + 2 n d f.
+            (batch,) long; the layers' as in `Backbone.layer_macs`.
         Raises:
             ValueError: unknown padding, or a padded setting without its length.
         """
@@ -329,10 +334,9 @@ class TokenReducer(transformers.PreTrainedModel):
             if bool((padded < entered).any()):
                 raise ValueError(f"padded length {length} is shorter than a text of {int(entered.max())} tokens")
             attention, pairs, ffn = self.executed_tokens(trace, padded)
-            entered = entered if self.traits.pads == "removed" else padded
-        d, f = backbone.hidden_size, backbone.intermediate_size
-        layers = (4 * d * d * attention + 2 * d * pairs + 2 * d * f * ffn).sum(dim=1)
+            entered = padded if self.computes_pads else entered
         head = backbone.head_macs(entered) * ~trace.exited
+        layers = backbone.layer_macs(attention, pairs, ffn).sum(dim=1)
         return layers + trace.overhead_macs + backbone.embedding_macs() * entered + head
 
     def extra_costs(self, trace: Trace, length: Tensor) -> dict[str, Tensor]:

@@ -95,6 +95,10 @@ class Composition(TokenReducer):
         attention, pairs, ffn = self._both[0].executed_tokens(trace, length)
         return attention * ran, pairs * ran, ffn * ran
 
+    @property
+    def computes_pads(self) -> bool:
+        return self._both[0].computes_pads
+
     def run(self, inputs: Inputs) -> ReducerOutput:
         for part in self._both:
             part.progress, part._forced_mode = self.progress, self._forced_mode

@@ -78,10 +78,11 @@ class MaskedState(TokenState):
         if decision.scale is not None:
             scale = decision.scale.masked_fill(~self.live, 1.0)
             self.hidden = self.hidden * scale.unsqueeze(-1).to(self.hidden.dtype)
-        if decision.keep is not None:
-            if self._leaping and bool((self.live & ~decision.keep & ~self.first).any()):
+        kept = decision.kept(self.first)
+        if kept is not None:
+            if self._leaping and bool((self.live & ~kept).any()):
                 raise ValueError("tokens cannot be dropped in a layer that others leap over")
-            self.live = self.live & (decision.keep | self.first)
+            self.live = self.live & kept
             self._computed = self._computed & self.live
             self._reduced = True
         stays = decision.stays(self.first)

@@ -77,8 +77,8 @@ class PackedState(TokenState):
             self._layer_input = None if self._layer_input is None else self.hidden
         if decision.scale is not None:
             self.hidden = self.hidden * decision.scale.unsqueeze(-1).to(self.hidden.dtype)
-        if decision.keep is not None:
-            kept = decision.keep | self.first
+        kept = decision.kept(self.first)
+        if kept is not None:
             decision = decision.select(kept)
             self._drop(kept)
         run = decision.stays(self.first)

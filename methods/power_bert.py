@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from methods.base import TokenReducer
 from methods.config import Options, Traits
+from methods.counts import check_counts, check_layers, counted_tokens, most_attended
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, fine_tuning_stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
@@ -71,9 +71,7 @@ class PowerBertOptions(Options):
     attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        counts = self.retention_configuration
-        if counts is not None and (not counts or min(counts) < 1 or any(a < b for a, b in pairwise(counts))):
-            raise ValueError(f"retention_configuration must be non-increasing counts of at least 1, got {counts}")
+        check_counts("retention_configuration", self.retention_configuration)
         if self.rounding not in ("ceil", "floor"):
             raise ValueError(f"rounding must be 'ceil' or 'floor', got '{self.rounding}'")
         if self.search_weight < 0:
@@ -109,14 +107,13 @@ class PowerBert(TokenReducer):
         decision_input="attention",
         dropped="discarded",
         strategy="searched",
+        pads="computed",
         unsupported={"span_qa": "removed tokens are discarded, only [CLS] reaches the head (paper, section 3)"},
     )
 
     def build(self) -> None:
         self.retention: nn.Parameter | None = None  # (layers, max_length), only during the search
-        counts = self.options.retention_configuration
-        if counts is not None and len(counts) != self.backbone.num_layers:
-            raise ValueError(f"retention_configuration has {len(counts)} counts for {self.backbone.num_layers} layers")
+        check_layers("retention_configuration", self.options.retention_configuration, self.backbone.num_layers)
 
     def needs_scores(self, layer: int) -> bool:
         return self.retention is not None or self.options.retention_configuration is not None
@@ -133,8 +130,7 @@ class PowerBert(TokenReducer):
             ranks = state.rank(scores).clamp(max=self.retention.shape[1] - 1)
             scale = self.retention[state.layer][ranks]
             return Decision(scale=scale.masked_fill(state.first, 1.0) if self.options.protect_cls_soft else scale)
-        count = self.options.retention_configuration[state.layer]
-        return Decision(keep=state.rank(scores.masked_fill(state.first, torch.inf)) < count)
+        return Decision(keep=most_attended(state, scores, self.options.retention_configuration[state.layer]))
 
     def losses(self, state: TokenState, logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
         """In the search, the task loss plus lambda * sum over layers j = 1 .. L of j * mass_j (section 3.3)."""
@@ -157,11 +153,9 @@ class PowerBert(TokenReducer):
         )
 
     def executed_tokens(self, trace: Trace, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """With padded inputs counts are absolute: attention of layer j runs on l_(j-1), feed-forward on l_j."""
+        """With padded inputs counts are absolute, and pads are among the tokens counted."""
         counts = self.options.retention_configuration or (int(length.max()),) * self.backbone.num_layers
-        ffn = torch.minimum(torch.tensor(counts, device=length.device), length.unsqueeze(1))
-        attention = torch.cat((length.unsqueeze(1), ffn[:, :-1]), dim=1)
-        return attention, attention**2, ffn
+        return counted_tokens(counts, length)
 
     def begin_stage(self, stage: Stage, updates: int) -> None:
         super().begin_stage(stage, updates)

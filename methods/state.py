@@ -28,7 +28,7 @@ class Decision:
     """A hook's answer; every field is optional and None changes nothing.
 
     Attributes:
-        keep: (*tokens) bool, live tokens that go on; the others never come back. [CLS] stays whatever is said here.
+        keep: (*tokens) bool, live tokens that go on; the others never come back. [CLS] stays unless `drop_first`.
         leap: (*tokens) bool, tokens that skip this layer only and are live again at the next one. Only before a layer.
         gate: (*tokens) float, 1 for kept (not leaping) tokens and 0 for others, carrying the gradient of the choice.
             Gates of `keep` multiply up over layers; a gate of `leap` holds for its layer. Masked mode only.
@@ -36,6 +36,7 @@ class Decision:
         states: (*tokens, hidden_size), hidden states to go on with instead of the present ones (read from a cache). Not
             between attention and feed-forward.
         leap_first: [CLS] leaps too, where `leap` says so: its state comes from elsewhere.
+        drop_first: [CLS] goes too, where `keep` says so; only for heads that do not read it.
         summary: (sequences, hidden_size), one extra token that can be attended to in this layer; never a query.
         summary_bias: added to the attention logits of the summary token.
         segments: (*tokens) long, attention of this layer stays within equal values, which must be contiguous in the
@@ -50,6 +51,7 @@ class Decision:
     scale: Tensor | None = None
     states: Tensor | None = None
     leap_first: bool = False
+    drop_first: bool = False
     summary: Tensor | None = None
     summary_bias: float = 0.0
     segments: Tensor | None = None
@@ -65,6 +67,10 @@ class Decision:
         """What is said of the packed tokens `rows` (total_tokens,) bool; `keep` has been carried out."""
         leap, segments = (None if x is None else x[rows] for x in (self.leap, self.segments))
         return replace(self, keep=None, leap=leap, segments=segments)
+
+    def kept(self, first: Tensor) -> Tensor | None:
+        """(*tokens) bool, tokens that go on as far as `keep` says; `first` marks [CLS]."""
+        return self.keep if self.keep is None or self.drop_first else self.keep | first
 
     def stays(self, first: Tensor) -> Tensor | None:
         """(*tokens) bool, tokens that run this layer as far as `leap` says; `first` marks [CLS]."""

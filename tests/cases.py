@@ -96,6 +96,10 @@ CASES: dict[str, Case] = {
         computes_all="the saving is a cache of passages, and none is set; attention between the texts is spared",
     ),
     "tr_bert": Case(options={"policy_layers": (1, 2)}, neutral={"threshold": 0.0}, undecided=_undecided_policies),
+    "lat": Case(
+        options={"length_configuration": (8, 5, 3), "max_length": 12},
+        neutral={"length_configuration": (12, 12, 12), "max_length": 12},
+    ),
     "random": Case(options={"keep_schedule": (0.8, 0.5, 0.3)}, neutral={"keep_schedule": (1.0, 1.0, 1.0)}),
 }
 
