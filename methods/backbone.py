@@ -226,7 +226,7 @@ class Backbone:
         return attrgetter(self.spec.first_dense)(self.model)
 
     def pooled(self, first_tokens: Tensor) -> Tensor:
-        """What the last layer of the classification head reads, without dropout; (batch, hidden_size) -> the same."""
+        """As `pool`, but never with dropout: for comparing two models; (batch, hidden_size) -> the same shape."""
         return self.spec.first_activation(self.first_dense()(first_tokens))
 
     def embedding_macs(self) -> int:

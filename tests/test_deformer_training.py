@@ -17,7 +17,7 @@ from methods.distillation import softened_divergence
 from methods.encoder import encode
 from methods.recipes import assign_parameters
 from tests.pair_batches import PAIRS, pair_batch
-from tests.tiny import HEADS, labels_for, tiny_model
+from tests.tiny import FAMILIES, HEADS, labels_for, tiny_model
 
 MNLI, QQP = (SimpleNamespace(name=name, skim_weight=0.2, sequence_length=128) for name in ("mnli", "qqp"))
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -112,6 +112,13 @@ def test_similarity_compares_the_upper_layers_and_the_pooled_vector(split, head)
             terms.append((own - taught).square().mean())
         expected = sum(terms, torch.zeros(())) / (max(1, len(terms)) if layers == "mean" else 1)
         torch.testing.assert_close(reducer.similarity(state, lesson), expected.float(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_pooled_vector_is_what_the_head_s_last_layer_reads(family):
+    """But for dropout, which would make a student that is its teacher differ from it."""
+    reducer, states = undropped(family=family), torch.randn(4, 32, dtype=torch.float64)
+    torch.testing.assert_close(reducer.backbone.pooled(states), reducer.eval().backbone.pool(states))
 
 
 def test_similarity_of_padding_counts_where_it_is_asked_for():
