@@ -101,7 +101,7 @@ class Partial:
     def open(cls, config_hash: str, since: str = "") -> Iterator[Partial]:
         """The run's checkpoints, for this process alone: where another one trains the same run, none are kept."""
         folder = partial_folder(config_hash)
-        lock = filelock.FileLock(str(folder.with_name(f"{folder.name}.lock")))
+        lock = _lock(config_hash)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
@@ -170,9 +170,28 @@ class Partial:
         return snapshot.state["stages"], snapshot.state["history"]
 
 
+def partial_root() -> Path:
+    """Where the folders of all runs in training lie."""
+    return skimbench_home() / "checkpoints" / "partial"
+
+
 def partial_folder(config_hash: str) -> Path:
     """Where the checkpoints of a run in training lie."""
-    return skimbench_home() / "checkpoints" / "partial" / config_hash
+    return partial_root() / config_hash
+
+
+def is_in_use(config_hash: str) -> bool:
+    """Whether a process trains this run right now."""
+    lock = _lock(config_hash)
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+
+
+def _lock(config_hash: str) -> filelock.BaseFileLock:
+    return filelock.FileLock(str(partial_root() / f"{config_hash}.lock"))
 
 
 def remove_partial(config_hash: str) -> None:

@@ -166,10 +166,10 @@ class _Workers:
 
     def _died(self, job: Job) -> Record:
         """The record of a job that killed its process, on its own."""
-        from benchmarks.runs import make_record, utc_now
+        from benchmarks.runs import MORE_MEMORY, make_record, utc_now
 
         config = job.experiment.config()
-        reason = "the process died (out of memory?); use fewer --jobs, shorter texts or a larger machine"
+        reason = f"the process died (out of memory?); {MORE_MEMORY}"
         with self._store.lock(config):
             record = make_record(config, started_at=utc_now(), wall_s=0.0, error=reason)
             self._store.write(config, record)

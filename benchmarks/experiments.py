@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors
 import torch
 
 import methods
@@ -19,6 +20,7 @@ from benchmarks.checkpoints import Partial, UnusableCheckpoint, remove_partial
 from benchmarks.data import DataSource, Feature, load_rows, pad_token_id, split_rows, tokenize
 from benchmarks.embedded import skimbench_home
 from benchmarks.evaluate import BATCH_SIZE, evaluate
+from benchmarks.files import writing
 from benchmarks.models import ModelRef, load_model, load_tokenizer
 from benchmarks.runs import Record, RunConfig, RunStore
 from benchmarks.squad import MAX_ANSWER, MAX_QUESTION, N_BEST
@@ -362,9 +364,15 @@ def _save(reducer: TokenReducer, folder: Path) -> None:
     """Write the weights so that a killed command leaves a whole checkpoint or none."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    reducer.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    with writing(folder):
+        try:
+            reducer.save_pretrained(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+        except safetensors.SafetensorError as error:  # how safetensors says that the disk is full
+            raise OSError(str(error)) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 # Work and cost ------------------------------------------------------------------------------------------------------

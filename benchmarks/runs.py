@@ -38,6 +38,8 @@ RECORD_KEYS = (
     "git", "environment", "started_at", "wall_s",
 )  # fmt: skip
 
+MORE_MEMORY = "use fewer --jobs, shorter texts or a larger machine"
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _ABSOLUTE_PATH = re.compile(r'"((?:/|~/|[A-Za-z]:\\\\)[^"]*)"')  # in canonical JSON
 
@@ -282,11 +284,17 @@ def _execute(config: RunConfig, compute: Callable[[], Mapping[str, Any]]) -> Rec
     except UserError:
         raise
     except Exception as error:
-        failure = _without_places(f"{type(error).__name__}: {error}")
+        failure = _without_places(f"{type(error).__name__}: {error}{_advice(error)}")
         log.warning("%s of %s on %s failed: %s", config.kind, config.method, config.task, failure)
         log.debug("where it failed", exc_info=True)
     wall_s = time.perf_counter() - start
     return make_record(config, started_at=started_at, wall_s=wall_s, metrics=metrics, error=failure)
+
+
+def _advice(error: Exception) -> str:
+    """What to do about a lack of memory; torch's error for a GPU is recognised by its name, without importing torch."""
+    short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return f"; {MORE_MEMORY}" if short else ""
 
 
 def _without_places(text: str) -> str:
@@ -316,3 +324,10 @@ def load_runs(root: Path = RESULTS) -> "pd.DataFrame":
     frame = pd.json_normalize(rows) if rows else pd.DataFrame(columns=["path", *RECORD_KEYS])
     frame.attrs["unreadable"] = unreadable
     return frame
+
+
+if __name__ == "__main__":
+    from benchmarks.cli import run_command
+    from benchmarks.runs_command import main
+
+    sys.exit(run_command(main))
