@@ -47,6 +47,7 @@ class Session:
     results: Path
     jobs: int
     force: bool
+    retry_failed: bool
     dry_run: bool
     quiet: bool
 
@@ -63,7 +64,7 @@ class Session:
 
     def store(self) -> RunStore:
         """The command's run store; made once, as it knows which records are its own."""
-        return RunStore.open(self.results, force=self.force)
+        return RunStore.open(self.results, force=self.force, retry_failed=self.retry_failed)
 
 
 def parser(suite: Suite) -> argparse.ArgumentParser:
@@ -106,6 +107,12 @@ def parser(suite: Suite) -> argparse.ArgumentParser:
         help="where records and tables go; default: results/local",
     )
     add("--force", action="store_true", help="compute again what is there already")
+    add(
+        "--retry-failed",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="try again the runs that failed in an earlier command (default), or leave them so",
+    )
     add("--dry-run", action="store_true", help="list the runs and what they cost, and stop")
     add("--quiet", action="store_true", help="no progress, only the result")
     add("--debug", action="store_true", help="show where an error came from")
@@ -158,6 +165,7 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
         results=arguments.results,
         jobs=arguments.jobs or (1 if device == "cuda" else available_cores()),
         force=arguments.force,
+        retry_failed=arguments.retry_failed,
         dry_run=arguments.dry_run,
         quiet=arguments.quiet,
     )

@@ -74,7 +74,7 @@ def _output(command: list[str]) -> str | None:
 
 @functools.cache
 def _fixed_part() -> dict[str, Any]:
-    versions = {name: _version(name) for name in LIBRARIES}
+    versions = {name: version(name) for name in LIBRARIES}
     return {
         "python": platform.python_version(),
         **versions,
@@ -84,7 +84,8 @@ def _fixed_part() -> dict[str, Any]:
     }
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """The version of an installed library (of this project, also where it only runs from its folder), or None."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

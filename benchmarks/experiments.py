@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors
 import torch
 
 import methods
+from benchmarks.checkpoints import Partial, UnusableCheckpoint, remove_partial
 from benchmarks.data import DataSource, Feature, load_rows, pad_token_id, split_rows, tokenize
 from benchmarks.embedded import skimbench_home
 from benchmarks.evaluate import BATCH_SIZE, evaluate
+from benchmarks.files import writing
 from benchmarks.models import ModelRef, load_model, load_tokenizer
 from benchmarks.runs import Record, RunConfig, RunStore
 from benchmarks.squad import MAX_ANSWER, MAX_QUESTION, N_BEST
@@ -203,7 +206,10 @@ def _split_identity(task: Task, split: str, source: DataSource, limit: int | Non
 
 def run(experiment: Experiment, store: RunStore, report: Report = lambda units: None) -> Record:
     """The record of an experiment, computing it if there is none; `report` is told units of work done."""
-    return store.run(experiment.config(), lambda: _compute(experiment, store, report))
+    record = store.run(experiment.config(), lambda: _compute(experiment, store, report))
+    if record["status"] == "ok":
+        remove_partial(record["config_hash"])
+    return record
 
 
 def trained(experiment: Experiment, store: RunStore, report: Report = lambda units: None) -> TokenReducer:
@@ -214,7 +220,9 @@ def trained(experiment: Experiment, store: RunStore, report: Report = lambda uni
         raise RuntimeError(f"{experiment.label} failed before: {record['error']}")
     if not folder.is_dir():
         with store.lock(experiment.config()):
-            _compute(experiment, store, report)
+            if not folder.is_dir():
+                _compute(experiment, store, report)
+                remove_partial(record["config_hash"])
     return methods.load(str(folder)).eval()
 
 
@@ -224,6 +232,16 @@ def checkpoint_folder(experiment: Experiment) -> Path:
 
 
 def _compute(experiment: Experiment, store: RunStore, report: Report) -> dict[str, Any]:
+    """Train and score; goes on from the checkpoints of a killed process, where there are any."""
+    with Partial.open(experiment.config().hash, store.opened_at if store.force else "") as partial:
+        try:
+            return _train_and_score(experiment, store, report, partial)
+        except UnusableCheckpoint as error:
+            partial.refuse(error)
+            return _train_and_score(experiment, store, report, partial)
+
+
+def _train_and_score(experiment: Experiment, store: RunStore, report: Report, partial: Partial) -> dict[str, Any]:
     task, setting = experiment.task, experiment.setting
     features, held_out = _features(
         task,
@@ -242,24 +260,27 @@ def _compute(experiment: Experiment, store: RunStore, report: Report) -> dict[st
         macs, dense = 1e9 * cost["method_gmacs_mean"], 1e9 * cost["dense_gmacs_mean"]
         return Trial(score=result.scores[task.metric], macs=macs, dense_macs=dense)
 
-    history = []
+    finished, history = partial.resume(reducer)
     for number, stage in enumerate(experiment.stages):
+        if number < finished:
+            continue
         _set_teacher(experiment, stage, reducer, store, report)
         _load_start(experiment, stage, number, reducer, store, report)
         if stage.name == FINE_TUNE and experiment.method != "dense":
             continue  # the shared dense run trained it, and it was loaded as the stage's result
-        history.append(
-            train_stage(
-                reducer,
-                stage,
-                features,
-                pad_id,
-                seed=experiment.seed,
-                compute=setting.compute,
-                on_update=_in_units(report, units_per_row(stage)),
-                trial=trial if held_out else None,
-            )
+        outcome = train_stage(
+            reducer,
+            stage,
+            features,
+            pad_id,
+            seed=experiment.seed,
+            compute=setting.compute,
+            on_update=_in_units(report, units_per_row(stage)),
+            trial=trial if held_out else None,
+            partial=partial,
         )
+        history.append(outcome)
+        partial.finish_stage(number, reducer, history)
     threshold = None
     if task.kind == "span_qa":
         threshold = tuned_threshold(evaluate(reducer, held_out, task, pad_id, compute=setting.compute).answers or [])
@@ -267,6 +288,14 @@ def _compute(experiment: Experiment, store: RunStore, report: Report) -> dict[st
         split: _evaluate_split(experiment, split, reducer, pad_id, report, threshold) for split in task.eval_splits
     }
     _save(reducer, checkpoint_folder(experiment))
+    return _metrics(experiment, splits, history, reducer)
+
+
+def _metrics(
+    experiment: Experiment, splits: dict[str, Any], history: list[dict[str, Any]], reducer: TokenReducer
+) -> dict[str, Any]:
+    """What a record says: the score is that of the first split."""
+    task = experiment.task
     first = splits[task.eval_splits[0]]
     return {
         "metric": task.metric,
@@ -335,9 +364,15 @@ def _save(reducer: TokenReducer, folder: Path) -> None:
     """Write the weights so that a killed command leaves a whole checkpoint or none."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    reducer.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    with writing(folder):
+        try:
+            reducer.save_pretrained(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+        except safetensors.SafetensorError as error:  # how safetensors says that the disk is full
+            raise OSError(str(error)) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 # Work and cost ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import re
 import sys
 import time
@@ -23,6 +22,7 @@ import filelock
 
 from benchmarks.environment import PROJECT_ROOT, environment, git_state
 from benchmarks.errors import UserError
+from benchmarks.files import replacing, set_aside, writing
 from benchmarks.plain import canonical_json, content_hash, plain
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ RECORD_KEYS = (
     "schema", "config_hash", "kind", "status", "error", "config", "metrics",
     "git", "environment", "started_at", "wall_s",
 )  # fmt: skip
+
+MORE_MEMORY = "use fewer --jobs, shorter texts or a larger machine"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _ABSOLUTE_PATH = re.compile(r'"((?:/|~/|[A-Za-z]:\\\\)[^"]*)"')  # in canonical JSON
@@ -225,10 +227,11 @@ class RunStore:
             raise ValueError(f"the record has config_hash {record['config_hash']}, the configuration {config.hash}")
         path = self.path(config)
         text = json.dumps(plain(record, "record"), indent=2, allow_nan=False) + "\n"
-        with _writing(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._set_corrupt_aside(config)
-            _write_atomically(path, text)
+            with replacing(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
         return path
 
     @contextlib.contextmanager
@@ -240,7 +243,7 @@ class RunStore:
         """
         path = self.root / ".locks" / f"{config.hash}.lock"
         lock = filelock.FileLock(str(path))
-        with _writing(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self.path(config).parent.mkdir(parents=True, exist_ok=True)  # better refused now than after computing
             try:
@@ -268,10 +271,8 @@ class RunStore:
             self._read(config)
         except CorruptRecord as error:
             path = self.path(config)
-            names = (path.with_name(f"{path.name}.corrupt{number or ''}") for number in range(1000))
-            kept = next(name for name in names if not name.exists())
-            os.replace(path, kept)
-            log.warning("%s: %s; computed anew, the old file is kept as %s", path, error.reason, kept.name)
+            kept = set_aside(path).name
+            log.warning("%s: %s; computed anew, the old file is kept as %s", path, error.reason, kept)
 
 
 def _execute(config: RunConfig, compute: Callable[[], Mapping[str, Any]]) -> Record:
@@ -283,11 +284,17 @@ def _execute(config: RunConfig, compute: Callable[[], Mapping[str, Any]]) -> Rec
     except UserError:
         raise
     except Exception as error:
-        failure = _without_places(f"{type(error).__name__}: {error}")
+        failure = _without_places(f"{type(error).__name__}: {error}{_advice(error)}")
         log.warning("%s of %s on %s failed: %s", config.kind, config.method, config.task, failure)
         log.debug("where it failed", exc_info=True)
     wall_s = time.perf_counter() - start
     return make_record(config, started_at=started_at, wall_s=wall_s, metrics=metrics, error=failure)
+
+
+def _advice(error: Exception) -> str:
+    """What to do about a lack of memory; torch's error for a GPU is recognised by its name, without importing torch."""
+    short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return f"; {MORE_MEMORY}" if short else ""
 
 
 def _without_places(text: str) -> str:
@@ -296,34 +303,6 @@ def _without_places(text: str) -> str:
         if len(folder) > 1:
             text = text.replace(folder, name)
     return text
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one sentence that names the path."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; make its folder writable, or free some space") from error
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def load_runs(root: Path = RESULTS) -> "pd.DataFrame":
@@ -345,3 +324,10 @@ def load_runs(root: Path = RESULTS) -> "pd.DataFrame":
     frame = pd.json_normalize(rows) if rows else pd.DataFrame(columns=["path", *RECORD_KEYS])
     frame.attrs["unreadable"] = unreadable
     return frame
+
+
+if __name__ == "__main__":
+    from benchmarks.cli import run_command
+    from benchmarks.runs_command import main
+
+    sys.exit(run_command(main))

@@ -21,6 +21,7 @@ from benchmarks.progress import RunProgress, duration
 from benchmarks.runs import Record, RunStore
 
 if TYPE_CHECKING:
+    from benchmarks.executor import Job
     from benchmarks.experiments import Experiment
     from benchmarks.tables import Entry
     from benchmarks.tasks import Task
@@ -143,41 +144,85 @@ def execute(session: Session, store: RunStore) -> Outcome:
 
     outcome = Outcome()
     experiments = planned(session)
-    dense = [experiment for experiment in experiments if experiment.method == "dense"]
-    others = [experiment for experiment in experiments if experiment.method != "dense"]
-    units = {experiment.label: _units(session, experiment) for experiment in experiments}
+    first = planned_jobs(session, experiments, store)
+    twins = {job.key: _twin_units(session, job.experiment) for job in first if _has_twin(session, job.experiment)}
 
     def follow(job: Job, record: Record) -> list[Job]:
-        """After a dense model, what starts from it; after a method, random dropping at the same cost."""
-        done = job.experiment
-        if done.method == "dense":
-            return [Job(other) for other in others if _same_start(other, done)]
-        twin = record["status"] == "ok" and _has_twins(session, done.task) and not job.of
-        return [Job(random_twin(done, record), of=done.method)] if twin else []
+        """After a method, random dropping at the same cost."""
+        if job.key not in twins or job.of or record["status"] != "ok":
+            return []
+        twin = random_twin(job.experiment, record)
+        return [Job(experiment=twin, of=job.experiment.method, needs=_keys(twin), units=twins[job.key])]
 
-    followed = [experiment for experiment in others if _has_twins(session, experiment.task)]
-    total = sum(units.values()) + sum(_twin_units(session, experiment) for experiment in followed)
-    with RunProgress(total, quiet=session.quiet) as progress:
-        progress.start_run(f"{len(experiments) + len(followed)} runs, {session.jobs} at a time")
-        first = [Job(experiment) for experiment in dense]
+    with RunProgress(sum(job.units for job in first) + sum(twins.values()), quiet=session.quiet) as progress:
+        progress.start_run(f"{len(first) + len(twins)} runs, {session.jobs} at a time")
         for job, record in execute_jobs(first, follow, store, jobs=session.jobs, report=progress.advance):
             if record["started_at"] < store.opened_at:
-                progress.skip(_twin_units(session, job.experiment) if job.of else units[job.experiment.label])
+                progress.skip(job.units)
             if record["status"] != "ok":
                 outcome.failures.append(f"{job.label}: {record['error']}")
                 continue
             experiment = job.experiment
-            outcome.entries.append(
-                Entry(model=experiment.model, task=experiment.task, method=experiment.method, record=record, of=job.of)
-            )
+            if job.listed:
+                outcome.entries.append(
+                    Entry(
+                        model=experiment.model, task=experiment.task, method=experiment.method, record=record, of=job.of
+                    )
+                )
             progress.say(_line(job.label, record))
     order = {(e.model.title, e.task.name, e.seed, e.method): place for place, e in enumerate(experiments)}
     outcome.entries.sort(key=lambda entry: (order[_key(entry)], entry.of))
     return outcome
 
 
-def _same_start(experiment: Experiment, dense: Experiment) -> bool:
-    return (experiment.model, experiment.task, experiment.seed) == (dense.model, dense.task, dense.seed)
+def planned_jobs(session: Session, experiments: Sequence[Experiment], store: RunStore) -> list[Job]:
+    """A job for each experiment, and for each dense model that one of those still to run starts from."""
+    from benchmarks.executor import Job
+    from benchmarks.experiments import starting_points
+
+    starts: dict[str, Experiment] = {}
+    for experiment in experiments:
+        for one in _still_to_run(session, experiment, store):
+            starts |= {start.config().hash: start for start in starting_points(one)}
+    jobs = [
+        Job(experiment=one, needs=_keys(one), units=_units(session, one), weights=one.config().hash in starts)
+        for one in experiments
+    ]
+    listed = {job.key for job in jobs}
+    return jobs + [
+        Job(experiment=start, units=_units(session, start), listed=False, weights=True)
+        for key, start in starts.items()
+        if key not in listed
+    ]
+
+
+def _still_to_run(session: Session, experiment: Experiment, store: RunStore) -> list[Experiment]:
+    """Of an experiment and its random twin, those without a record; until the one has run, the other is a guess."""
+    record = store.settled(experiment.config())
+    if not _has_twin(session, experiment):
+        return [] if record else [experiment]
+    if record is None:
+        return [experiment, _some_twin(experiment)]
+    twin = random_twin(experiment, record) if record["status"] == "ok" else None
+    return [twin] if twin and store.settled(twin.config()) is None else []
+
+
+def _keys(experiment: Experiment) -> frozenset[str]:
+    """Of the dense models that an experiment starts from."""
+    from benchmarks.experiments import starting_points
+
+    return frozenset(start.config().hash for start in starting_points(experiment))
+
+
+def _has_twin(session: Session, experiment: Experiment) -> bool:
+    return experiment.method not in ("dense", "random") and _has_twins(session, experiment.task)
+
+
+def _some_twin(experiment: Experiment) -> Experiment:
+    """Random dropping beside an experiment whose cost is still unknown."""
+    from benchmarks.experiments import plan
+
+    return plan(experiment.setting, experiment.model, experiment.task, "random", experiment.seed)
 
 
 def _key(entry: Entry) -> tuple[str, str, int, str]:
@@ -204,10 +249,7 @@ def _units(session: Session, experiment: Experiment) -> float:
 
 
 def _twin_units(session: Session, experiment: Experiment) -> float:
-    from benchmarks.experiments import plan
-
-    twin = plan(experiment.setting, experiment.model, experiment.task, "random", experiment.seed)
-    return _units(session, twin)
+    return _units(session, _some_twin(experiment))
 
 
 def drop_missing_tasks(session: Session, console: Console) -> Session:
@@ -235,7 +277,7 @@ def show_plan(session: Session, console: Console) -> None:
         cost = estimate(experiment)
         totals += cost
         console.print(f"{experiment.label}: {estimate_text(cost)}", highlight=False)
-        if experiment.method != "dense" and _has_twins(session, experiment.task):
+        if _has_twin(session, experiment):
             console.print(
                 f"{experiment.label}: random dropping at its measured schedule: {estimate_text(cost)}", highlight=False
             )

@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.checkpoints import EPOCH, Partial, into_reducer, of_reducer
 from benchmarks.data import Feature, batches, collate
 from methods import Stage, TokenReducer, Trial
 from methods.recipes import ParameterGroup, assign_parameters, rate_factor
+
+Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class Compute:
         """Context manager to run the model in."""
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16")
 
-    def place(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def place(self, batch: Batch) -> Batch:
         """The batch on the device."""
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
@@ -43,6 +46,20 @@ def updates_of(stage: Stage, rows: int) -> int:
     if not stage.epochs:
         return 0
     return max(math.ceil(stage.epochs * math.ceil(rows / stage.batch_size)), stage.min_updates, 1)
+
+
+@dataclass
+class Position:
+    """How far the training of a stage is.
+
+    Attributes:
+        epoch, done: finished epochs and updates. seconds: spent so far. tail: loss terms of the last tenth's updates.
+    """
+
+    epoch: int = 0
+    done: int = 0
+    seconds: float = 0.0
+    tail: list[dict[str, float]] = field(default_factory=list)
 
 
 def train_stage(
@@ -55,6 +72,7 @@ def train_stage(
     compute: Compute,
     on_update: Callable[[int], None] = lambda rows: None,
     trial: Callable[[TokenReducer], Trial] | None = None,
+    partial: Partial | None = None,
 ) -> dict[str, Any]:
     """Train one stage in place.
 
@@ -62,6 +80,7 @@ def train_stage(
         features: tokenised training rows. seed: of the order of rows and of dropout and sampling.
         on_update: told the rows of each update, for progress.
         trial: scores a reducer on held-out training rows; needed where the stage selects the best epoch or searches.
+        partial: where checkpoints are kept after epochs and gone on from.
     Returns:
         Plain data for the record: updates, seconds, mean loss terms of the last tenth, means of what the method
         observed, what a search found.
@@ -73,34 +92,32 @@ def train_stage(
     torch.manual_seed(seed)
     updates = updates_of(stage, len(features))
     reducer.begin_stage(stage, updates)
-    started = time.perf_counter()
-    tail: list[dict[str, float]] = []
-    best = _Best(reducer, trial if stage.select == "best" else None)
+    started, position = time.perf_counter(), Position()
     if updates:
-        groups = assign_parameters(reducer, stage.groups)
-        optimizer = _optimizer(groups, stage)
-        reducer.train()
-        done = epoch = 0
-        while done < updates:
-            order = batches(features, stage.batch_size, shuffle_seed=seed, epoch=epoch, by_length=stage.group_by_length)
-            for chunk in order:
-                _set_rates(optimizer, stage, done, updates)
-                reducer.progress = done / updates
-                terms = _update(reducer, optimizer, groups, stage, compute.place(collate(chunk, pad_id)), compute)
-                done += 1
-                on_update(len(chunk))
-                if done > updates * 0.9:
-                    tail.append(terms)
-                if done == updates:
-                    break
-            epoch += 1
+        best = _Best(reducer, trial if stage.select == "best" else None)
+        training = _Training(reducer, stage, updates, compute, best, partial or Partial(None))
+        position = training.resume()
+        if position.done:
+            on_update(min(position.done * stage.batch_size, position.epoch * len(features)))
+            started -= position.seconds
+        while position.done < updates:
+            order = batches(
+                features,
+                stage.batch_size,
+                shuffle_seed=seed,
+                epoch=position.epoch,
+                by_length=stage.group_by_length,
+            )
+            training.epoch((collate(chunk, pad_id) for chunk in order), position, on_update)
             best.consider()
+            position.seconds = time.perf_counter() - started
+            training.keep(position)
         best.restore()
     reducer.end_stage(stage)
     reducer.requires_grad_(True)
     reducer.eval()
     found = reducer.search(stage, lambda: trial(reducer)) if stage.search and trial is not None else None
-    seconds = time.perf_counter() - started
+    seconds, tail = time.perf_counter() - started, position.tail
     means = {name: sum(terms[name] for terms in tail) / len(tail) for name in tail[0]} if tail else {}
     outcome = {"stage": stage.name, "updates": updates, "seconds": round(seconds, 3), "loss_terms": means}
     if reducer.observed:
@@ -108,12 +125,73 @@ def train_stage(
     return outcome | ({} if found is None else {"search": found})
 
 
+class _Training:
+    """The updates of one stage, and its state between two epochs."""
+
+    def __init__(
+        self, reducer: TokenReducer, stage: Stage, updates: int, compute: Compute, best: _Best, partial: Partial
+    ) -> None:
+        self._reducer, self._stage, self._updates, self._compute = reducer, stage, updates, compute
+        self._best, self._partial = best, partial
+        self._groups = assign_parameters(reducer, stage.groups)
+        self._optimizer = _optimizer(self._groups, stage)
+        reducer.train()
+
+    def epoch(self, order: Iterable[Batch], position: Position, on_update: Callable[[int], None]) -> None:
+        """Train on batches until they or the stage's updates end."""
+        for batch in order:
+            _set_rates(self._optimizer, self._stage, position.done, self._updates)
+            self._reducer.progress = position.done / self._updates
+            placed = self._compute.place(batch)
+            terms = _update(self._reducer, self._optimizer, self._groups, self._stage, placed, self._compute)
+            position.done += 1
+            on_update(len(batch["input_ids"]))
+            if position.done > self._updates * 0.9:
+                position.tail.append(terms)
+            if position.done == self._updates:
+                break
+        position.epoch += 1
+
+    def keep(self, position: Position) -> None:
+        """Write a checkpoint, if enough was done since the last one."""
+        if not self._partial.is_due():
+            return
+        snapshot = of_reducer(self._reducer)
+        for number, values in self._optimizer.state_dict()["state"].items():
+            snapshot.tensors |= {f"optimizer/{number}/{name}": value for name, value in values.items()}
+        snapshot.tensors |= {f"best/{name}": weight for name, weight in (self._best.weights or {}).items()}
+        snapshot.state |= {
+            "stage": self._stage.name,
+            "position": asdict(position),
+            "observed": self._reducer.observed,
+            "best": self._best.value,
+        }
+        self._partial.save(EPOCH, snapshot)
+
+    def resume(self) -> Position:
+        """Go on from a checkpoint of this stage, or start."""
+        snapshot = self._partial.load(EPOCH)
+        if snapshot is None or snapshot.state["stage"] != self._stage.name:
+            return Position()
+        into_reducer(snapshot, self._reducer)
+        states: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in snapshot.part("optimizer").items():
+            number, _, key = name.partition("/")
+            states.setdefault(int(number), {})[key] = tensor
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": states, "param_groups": groups})
+        self._best.value, self._best.weights = snapshot.state["best"], snapshot.part("best") or None
+        self._reducer.observed.clear()
+        self._reducer.observed.update(snapshot.state["observed"])
+        return Position(**snapshot.state["position"])
+
+
 def _update(
     reducer: TokenReducer,
     optimizer: torch.optim.Optimizer,
     groups: list[tuple[ParameterGroup, list[nn.Parameter]]],
     stage: Stage,
-    batch: dict[str, torch.Tensor],
+    batch: Batch,
     compute: Compute,
 ) -> dict[str, float]:
     with compute.autocast():
@@ -158,17 +236,17 @@ class _Best:
 
     def __init__(self, reducer: TokenReducer, trial: Callable[[TokenReducer], Trial] | None) -> None:
         self._reducer, self._trial = reducer, trial
-        self._value = -math.inf
-        self._weights: dict[str, Any] | None = None
+        self.value = -math.inf
+        self.weights: dict[str, torch.Tensor] | None = None
 
     def consider(self) -> None:
         if self._trial is None or not self._reducer.selectable():
             return
         value = self._trial(self._reducer).score
         self._reducer.train()
-        if value > self._value:
-            self._value, self._weights = value, copy.deepcopy(self._reducer.state_dict())
+        if value > self.value:
+            self.value, self.weights = value, copy.deepcopy(self._reducer.state_dict())
 
     def restore(self) -> None:
-        if self._weights is not None:
-            self._reducer.load_state_dict(self._weights)
+        if self.weights is not None:
+            self._reducer.load_state_dict(self.weights)

@@ -137,7 +137,11 @@ class TokenReducer(transformers.PreTrainedModel):
         self._teacher = None if model is None else Teacher(model)
 
     def begin_stage(self, stage: Stage, updates: int) -> None:
-        """Called before a stage of `updates` optimizer updates trains; its teacher is set already."""
+        """Called before a stage of `updates` optimizer updates trains; its teacher is set already.
+
+        A killed stage is begun again in this way, then its weights and options are restored: what a method carries from
+        one update or stage to the next lies in these (parameters, buffers, options) or follows from `progress`.
+        """
         self.stage, self.progress, self.observed = stage.name, 0.0, {}
 
     def end_stage(self, stage: Stage) -> None:

@@ -1,0 +1,146 @@
+"""The order of jobs, and processes that die: only the run that killed its process is lost."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from benchmarks import executor, experiments, runs
+from benchmarks.executor import Job, execute
+from benchmarks.runs import RunConfig, RunStore
+from tests.test_runs import config, described
+
+
+@dataclass(frozen=True)
+class Fake:
+    """An experiment that notes its start and end and, if `deadly`, kills its process."""
+
+    number: int
+    notes: Path
+    deadly: bool = False
+    pause_s: float = 0.0
+    method = "ltp"
+
+    @property
+    def label(self) -> str:
+        return f"run {self.number}"
+
+    def config(self) -> RunConfig:
+        return config(seed=self.number)
+
+    def compute(self) -> dict:
+        self.note("starts")
+        time.sleep(self.pause_s)
+        if self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.note("ends")
+        return {"score": self.number}
+
+    def note(self, what: str) -> None:
+        with self.notes.open("a") as notes:
+            notes.write(f"{self.number} {what}\n")
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch, tmp_path):
+    """Processes that need not import anything; runs that compute what the fake says."""
+
+    @contextmanager
+    def processes(jobs, report):
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
+            yield pool
+
+    monkeypatch.setenv("SKIMBENCH_HOME", str(tmp_path))
+    monkeypatch.setattr(runs, "environment", described)
+    monkeypatch.setattr(executor, "_processes", processes)
+    monkeypatch.setattr(experiments, "run", lambda fake, store, tell: store.run(fake.config(), fake.compute))
+
+
+def finished(first, store, jobs, follow=lambda job, record: ()) -> dict[int, str]:
+    return {job.experiment.number: record["status"] for job, record in execute(first, follow, store, jobs=jobs)}
+
+
+def order(notes: Path) -> list[str]:
+    return notes.read_text().splitlines()
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_job_starts_when_what_it_needs_has_ended(tmp_path, jobs):
+    notes = tmp_path / "notes"
+    dense = [Job(experiment=Fake(n, notes, pause_s=0.05)) for n in (1, 2)]
+    needs = [frozenset({dense[0].key}), frozenset(job.key for job in dense)]
+    others = [Job(experiment=Fake(3 + i, notes), needs=keys, units=9.0) for i, keys in enumerate(needs)]
+    assert finished([*others, *dense], RunStore(tmp_path / "r"), jobs) == dict.fromkeys((1, 2, 3, 4), "ok")
+    said = order(notes)
+    assert said.index("3 starts") > said.index("1 ends") and said.index("4 starts") > said.index("2 ends")
+
+
+def test_the_longest_ready_job_starts_first(tmp_path):
+    notes = tmp_path / "notes"
+    jobs = [Job(experiment=Fake(n, notes), units=units) for n, units in ((1, 2.0), (2, 7.0), (3, 4.0))]
+    last = Job(experiment=Fake(4, notes), units=99.0, needs=frozenset({jobs[2].key}))
+    finished([*jobs, last], RunStore(tmp_path / "r"), 1)
+    assert [line[0] for line in order(notes) if line.endswith("starts")] == ["2", "3", "4", "1"]
+
+
+def test_followers_run_and_settled_jobs_start_nothing(tmp_path):
+    notes, store = tmp_path / "notes", RunStore(tmp_path / "r")
+
+    def follow(job, record):
+        return [Job(experiment=Fake(7, notes))] if job.experiment.number == 1 else []
+
+    first = [Job(experiment=Fake(1, notes))]
+    assert finished(first, store, 2, follow) == {1: "ok", 7: "ok"}
+    before = order(notes)
+    assert finished(first, store, 2, follow) == {1: "ok", 7: "ok"} and order(notes) == before
+
+
+def test_a_start_without_its_weights_is_made_again(tmp_path, monkeypatch):
+    notes, store = tmp_path / "notes", RunStore(tmp_path / "r")
+    weights = tmp_path / "weights"
+    monkeypatch.setattr(experiments, "checkpoint_folder", lambda fake: weights)
+    monkeypatch.setattr(experiments, "trained", lambda fake, store, tell: fake.compute() and weights.mkdir())
+    plain, start = Job(experiment=Fake(1, notes)), Job(experiment=Fake(1, notes), weights=True)
+    for job, times in ((plain, 1), (plain, 1), (start, 2), (start, 2)):
+        finished([job], store, 1)
+        assert len(order(notes)) == 2 * times
+
+
+@pytest.mark.parametrize("deadly", [1, 2, 3])
+def test_only_the_run_that_kills_its_process_fails(tmp_path, deadly):
+    """Out of memory, as the kernel ends it: the others are tried again, the guilty one says what to do."""
+    notes, store = tmp_path / "notes", RunStore(tmp_path / "r")
+    jobs = [Job(experiment=Fake(n, notes, deadly=n == deadly, pause_s=0.05)) for n in range(1, 6)]
+    expected = {n: "failed" if n == deadly else "ok" for n in range(1, 6)}
+    assert finished(jobs, store, 2) == expected
+    record = runs.read_record(store.path(jobs[deadly - 1].experiment.config()))
+    assert "the process died (out of memory?); use fewer --jobs" in record["error"]
+    assert finished(jobs, RunStore(store.root, retry_failed=False), 2) == expected
+    assert len(list(store.root.rglob("*.json"))) == 5
+
+
+def test_an_error_of_one_run_is_its_record(tmp_path, monkeypatch):
+    notes, store = tmp_path / "notes", RunStore(tmp_path / "r")
+
+    def compute(fake):
+        raise MemoryError("cannot allocate 9 GiB")
+
+    good, bad = Job(experiment=Fake(1, notes)), Job(experiment=Fake(2, notes))
+    monkeypatch.setattr(
+        experiments,
+        "run",
+        lambda fake, store, tell: store.run(
+            fake.config(), lambda: fake.compute() if fake.number == 1 else compute(fake)
+        ),
+    )
+    assert finished([bad, good], store, 2) == {1: "ok", 2: "failed"}
+    error = runs.read_record(store.path(bad.experiment.config()))["error"]
+    assert error == "MemoryError: cannot allocate 9 GiB; use fewer --jobs, shorter texts or a larger machine"

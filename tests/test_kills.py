@@ -1,0 +1,269 @@
+"""Commands that are killed, interrupted, run together or refused by the disk: finished work stays, nothing is doubled."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks import checkpoints, experiments, files
+from benchmarks.cli import run_command
+from benchmarks.executor import _end_with_parent
+from benchmarks.glue import main
+from benchmarks.runs import read_record
+from tests.small_world import write_model, write_sentences
+
+KILLS = 20
+TIMES = ("seconds", "train_seconds")
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads the clock of another process")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Arguments of a small sweep with starting runs, searches and twins, and the folder of an undisturbed one."""
+    root = tmp_path_factory.mktemp("kills")
+    model, data = write_model(root / "model"), write_sentences(root / "data", rows=64)
+    arguments = ["--profile", "local", "--model", str(model), "--data-dir", str(data), "--tasks", "mood"]
+    arguments += ["--methods", "power_bert", "transkimmer", "random", "--device", "cpu", "--quiet", "--jobs", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "EVERY_S", 0.0)
+        patch.setenv("SKIMBENCH_HOME", str(root / "undisturbed" / "home"))
+        started = time.process_time()
+        assert run_command(main, [*arguments, "--results", str(root / "undisturbed")]) == 0
+        yield arguments, root / "undisturbed", time.process_time() - started
+
+
+@pytest.fixture
+def sweep(world, tmp_path, monkeypatch):
+    """Arguments of the same sweep in folders of its own."""
+    monkeypatch.setenv("SKIMBENCH_HOME", str(tmp_path / "home"))
+    return [*world[0], "--results", str(tmp_path)]
+
+
+def in_child(call: Callable[[], int], output: Path) -> int:
+    """Start `call` in a forked process, its output in a file; returns the process id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        with output.open("w") as stream:
+            os.dup2(stream.fileno(), 1)
+            os.dup2(stream.fileno(), 2)
+            status = call()
+            sys.stderr.flush()
+    finally:
+        os._exit(status if "status" in locals() else 99)
+
+
+def processor_seconds(process: int) -> float:
+    """What a process has used so far: moments counted so do not depend on how busy the machine is."""
+    return time.clock_gettime((~process << 3) | 2)  # as clock_getcpuclockid(3)
+
+
+def end_after(process: int, seconds: float, how: signal.Signals) -> int | None:
+    """Send a signal after so much processor time; returns the exit status (negative: a signal)."""
+    while True:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if processor_seconds(process) >= seconds:
+            os.kill(process, how)
+            return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        time.sleep(0.001)
+
+
+def records(root: Path) -> dict[str, str]:
+    """Text of every record by its name; each is whole, readable and the only one of its run."""
+    paths = [path for path in root.rglob("finetune/**/*.json") if not path.name.startswith(".")]
+    hashes = Counter(read_record(path)["config_hash"] for path in paths)
+    assert not [key for key, times in hashes.items() if times > 1]
+    return {path.name: path.read_text() for path in paths}
+
+
+def results(root: Path) -> dict[str, dict]:
+    """Metrics of every run, but for what a clock said."""
+    found = {name: json.loads(text)["metrics"] for name, text in records(root).items()}
+    for metrics in found.values():
+        metrics.pop("train_seconds")
+        for stage in metrics["training"]:
+            stage.pop("seconds")
+    return found
+
+
+def table(root: Path) -> pd.DataFrame:
+    frame = pd.read_csv(next(root.rglob("glue-local.csv")), keep_default_na=False)
+    return frame.drop(columns=[name for name in frame.columns if "second" in name])
+
+
+def same_as_undisturbed(root: Path, world) -> None:
+    assert results(root) == results(world[1])
+    pd.testing.assert_frame_equal(table(root), table(world[1]))
+    assert not list((root / "home" / "checkpoints" / "partial").iterdir())
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_at_twenty_moments_ends_as_an_undisturbed_one(world, tmp_path, monkeypatch):
+    """SIGKILL at seeded random moments; a sweep that is done starts over elsewhere until all kills have happened."""
+    moments = random.Random(6)
+    killed = sweeps = 0
+    while killed < KILLS:
+        sweeps += 1
+        root = tmp_path / f"sweep{sweeps}"
+        root.mkdir()
+        monkeypatch.setenv("SKIMBENCH_HOME", str(root / "home"))
+        arguments, before = [*world[0], "--results", str(root)], {}
+        while killed < KILLS:
+            child = in_child(lambda given=arguments: run_command(main, given), root / "output")
+            status = end_after(child, moments.uniform(0, world[2] / 2), signal.SIGKILL)
+            after = records(root)
+            assert before.items() <= after.items(), "a finished record was lost or changed"
+            before = after
+            if status != -signal.SIGKILL:
+                assert status == 0, (root / "output").read_text()
+                break
+            killed += 1
+        assert run_command(main, arguments) == 0
+        assert before.items() <= records(root).items()
+        same_as_undisturbed(root, world)
+
+
+def test_two_commands_together_compute_each_run_once(world, sweep, tmp_path, monkeypatch):
+    compute, computed = experiments._compute, tmp_path / "computed"
+
+    def noting(experiment, *others):
+        with computed.open("a") as stream:
+            stream.write(f"{experiment.config().hash}\n")
+        return compute(experiment, *others)
+
+    monkeypatch.setattr(experiments, "_compute", noting)
+    children = [in_child(lambda: run_command(main, sweep), tmp_path / f"output{n}") for n in (1, 2)]
+    for number, child in enumerate(children, 1):
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status == 0, (tmp_path / f"output{number}").read_text()
+    same_as_undisturbed(tmp_path, world)
+    assert sorted(computed.read_text().split()) == sorted({*computed.read_text().split()})
+
+
+def test_ctrl_c_keeps_finished_runs_and_says_so(world, sweep, tmp_path):
+    child = in_child(lambda: run_command(main, sweep), tmp_path / "output")
+    status = end_after(child, world[2] / 2, signal.SIGINT)
+    said = (tmp_path / "output").read_text()
+    assert status == 130 and said.strip().splitlines()[-1] == (
+        "stopped; finished runs are kept, the same command goes on from there"
+    )
+    assert "Traceback" not in said
+    before = records(tmp_path)
+    assert run_command(main, sweep) == 0 and before.items() <= records(tmp_path).items()
+    same_as_undisturbed(tmp_path, world)
+
+
+def refused_after(monkeypatch, writes: int, error: OSError) -> None:
+    """Every write of a record or checkpoint fails, but for the first few."""
+    left, sync = [writes], files._sync
+
+    def full(path: Path) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise error
+        sync(path)
+
+    monkeypatch.setattr(files, "_sync", full)
+
+
+@pytest.mark.parametrize("writes", [0, 9, 25])
+@pytest.mark.parametrize("reason", [(28, "No space left on device"), (30, "Read-only file system")])
+def test_a_disk_that_refuses_ends_in_one_sentence_and_keeps_what_is_there(
+    world, sweep, tmp_path, monkeypatch, capsys, writes, reason
+):
+    with monkeypatch.context() as patch:
+        refused_after(patch, writes, OSError(*reason))
+        assert run_command(main, sweep) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: cannot write ") and reason[1] in error and "free some space" in error
+    before = records(tmp_path)
+    assert not list(tmp_path.rglob("finetune/**/*.tmp"))
+    assert run_command(main, sweep) == 0 and before.items() <= records(tmp_path).items()
+    same_as_undisturbed(tmp_path, world)
+
+
+def test_a_disk_too_full_for_the_weights_is_not_a_failed_run(world, sweep, tmp_path, monkeypatch, capsys):
+    import safetensors
+
+    def full(self, folder):
+        folder.mkdir(parents=True)
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("methods.TokenReducer.save_pretrained", full)
+        assert run_command(main, sweep) == 2
+    assert "No space left on device" in capsys.readouterr().err and records(tmp_path) == {}
+    assert not list((tmp_path / "home" / "checkpoints").glob(".mood*"))
+    assert run_command(main, sweep) == 0
+    same_as_undisturbed(tmp_path, world)
+
+
+def test_a_data_file_that_goes_missing_mid_way(world, sweep, tmp_path, monkeypatch, capsys):
+    """A second task's rows are gone when its runs start; those of the first are kept."""
+    data = write_sentences(tmp_path / "data", rows=64)
+    (data / "mood").rename(data / "temper")
+    write_sentences(data, rows=64)
+    arguments = [*sweep, "--data-dir", str(data), "--tasks", "mood", "temper"]
+    run = experiments.run
+
+    def losing(experiment, *others):
+        if experiment.task.name == "temper":
+            (data / "temper" / "train.csv").rename(data / "gone.csv")
+            for cache in (experiments._rows, experiments._features, experiments._split_identity):
+                cache.cache_clear()
+        return run(experiment, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "run", losing)
+        assert run_command(main, arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "no rows of split 'train'" in error and str(data / "temper") in error
+    before = records(tmp_path)
+    assert before
+    (data / "gone.csv").rename(data / "temper" / "train.csv")
+    assert run_command(main, arguments) == 0 and before.items() <= records(tmp_path).items()
+
+
+def _grandchild(channel) -> None:
+    _end_with_parent()
+    channel.send(os.getpid())
+    time.sleep(600)
+
+
+def _parent(channel) -> None:
+    multiprocessing.get_context("spawn").Process(target=_grandchild, args=(channel,)).start()
+    time.sleep(600)
+
+
+def test_worker_processes_end_with_a_killed_command():
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    parent = context.Process(target=_parent, args=(theirs,))
+    parent.start()
+    worker = ours.recv()
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.join()
+    for _ in range(600):
+        try:
+            if Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                return
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker outlived the command by a minute")
