@@ -1,4 +1,4 @@
-"""Commands that are killed, interrupted, run together or refused by the disk: finished work stays, nothing is doubled."""
+"""Commands killed, interrupted, run together or refused by the disk: finished work stays, nothing is doubled."""
 
 from __future__ import annotations
 
