@@ -1,4 +1,8 @@
-"""Write the tables of README.md anew from the files that they name: `python -m benchmarks.readme`."""
+"""Write the tables of README.md anew from the files that they name: `python -m benchmarks.readme`.
+
+`<!-- table: PATH -->` shows the first table of a Markdown file, `<!-- table: PATH padding: No Batch -->` its rows of
+these padding settings alone; what stands up to `<!-- end -->` is replaced.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +12,39 @@ from pathlib import Path
 
 from benchmarks.environment import PROJECT_ROOT
 
-_TABLE = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+_TABLE = re.compile(r"<!-- table: (\S+)( padding: [^\n]+?)? -->\n.*?<!-- end -->", re.DOTALL)
 
 
-def shown(path: Path) -> str:
-    """What the README shows of a table's Markdown file: its first table, and the command that made it."""
+def shown(path: Path, paddings: list[str] | None = None) -> str:
+    """What the README shows of a table's Markdown file: its first table, and the command that made it.
+
+    Args:
+        paddings: the settings whose rows are shown, as the table prints them; None shows every row.
+    """
     lines = path.read_text(encoding="utf-8").splitlines()
     command = next(line for line in lines if line.startswith("Command: "))
     first = next(number for number, line in enumerate(lines) if line.startswith("|"))
     rows = lines[first:]
     end = next((number for number, line in enumerate(rows) if not line.startswith("|")), len(rows))
-    return "\n".join([*rows[:end], "", command])
+    return "\n".join([*_chosen(rows[:end], paddings), "", command])
+
+
+def _chosen(table: list[str], paddings: list[str] | None) -> list[str]:
+    if paddings is None:
+        return table
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
+    place = cells[0].index("Padding")
+    return [row for number, row in enumerate(table) if number < 2 or cells[number][place] in paddings]
 
 
 def updated(text: str, root: Path = PROJECT_ROOT) -> str:
     """`text` with the table between each `<!-- table: PATH -->` and `<!-- end -->` taken from PATH below `root`."""
-    return _TABLE.sub(lambda match: f"<!-- table: {match[1]} -->\n{shown(root / match[1])}\n<!-- end -->", text)
+
+    def renewed(match: re.Match[str]) -> str:
+        paddings = match[2].removeprefix(" padding: ").split() if match[2] else None
+        return f"<!-- table: {match[1]}{match[2] or ''} -->\n{shown(root / match[1], paddings)}\n<!-- end -->"
+
+    return _TABLE.sub(renewed, text)
 
 
 def main() -> int:

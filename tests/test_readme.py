@@ -19,6 +19,14 @@ def test_tables_are_those_of_their_files():
     assert "| Transkimmer" in README and "Command: `" in README
 
 
+def test_a_table_may_show_some_paddings_alone(tmp_path):
+    rows = ["| Method | Padding |", "|:--|:--|", "| Dense | a |", "| Random | No |", "| Random | Batch |"]
+    (tmp_path / "t.md").write_text("\n".join(["# T", "", "Command: `c`", "", *rows]), encoding="utf-8")
+    page = "<!-- table: t.md padding: a No -->\nold\n<!-- end -->"
+    wanted = "\n".join(["<!-- table: t.md padding: a No -->", *rows[:4], "", "Command: `c`", "<!-- end -->"])
+    assert updated(page, tmp_path) == wanted and updated(wanted, tmp_path) == wanted
+
+
 def test_the_python_example_runs(monkeypatch, tmp_path):
     code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "methods.create" in block)
     loader = transformers.AutoModelForSequenceClassification
