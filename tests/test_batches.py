@@ -104,11 +104,6 @@ def test_lengths_that_do_not_fit_are_refused():
     assert "beside 2 special tokens" in message(lambda: tokenize(rows, SST2, tokenizer, max_length=2))
 
 
-def test_span_tasks_are_not_tokenised_here():
-    with pytest.raises(ValueError, match="windows"):
-        tokenize(datasets.Dataset.from_list([]), TASKS["squad_v2"], make_tokenizer(), max_length=16)
-
-
 def test_pad_token_id():
     assert pad_token_id(make_tokenizer()) == 0
     assert "has no pad token; set one" in message(lambda: pad_token_id(make_tokenizer(pad_token=None)))
