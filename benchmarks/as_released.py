@@ -3,7 +3,8 @@
 Most published code hides tokens instead of removing them, some of it so that the result differs, and counts the tokens
 as saved. Each method names the options that restore its released behaviour (`Traits.as_released`); this command sets
 them on the trained model and prints what they do to logits, predictions and score, and how many times fewer FLOPs each
-way really executes. Released code that draws decisions at evaluation is run five times.
+way really executes. Released code that draws decisions at evaluation is run five times; code that does remove tokens
+(`Traits.released_removes`), but others than each text's own, is charged for those it keeps.
 """
 
 from __future__ import annotations
@@ -139,7 +140,8 @@ def run_split(reducer: TokenReducer, features: Sequence[Feature], experiment: Ex
                 logits.append(output.logits.float().cpu())
                 full = reducer.backbone.dense_macs(trace.input_lengths)
                 dense += int(full.sum())
-                executed += int((full + trace.overhead_macs).sum() if released else reducer.macs(trace).sum())
+                masked = released and not reducer.traits.released_removes
+                executed += int((full + trace.overhead_macs).sum() if masked else reducer.macs(trace).sum())
     finally:
         reducer.set_options(**vars(options))
     return Outputs(torch.cat(logits), dense, executed)

@@ -29,7 +29,8 @@ class Traits:
         optimization, decision_input, dropped, strategy: the columns of Transkimmer's Table 1.
         unsupported: head -> the reason from the method's definition; also "single_text", for methods of text pairs.
         as_released: options with which the method computes what its published code computes where that is not real
-            removal; empty where the code removes tokens, or none was published.
+            removal text by text; empty where the code does the same, or none was published.
+        released_removes: the published code removes tokens, if not the same, so that it is charged for those it keeps.
         pads: what happens to padding in a padded setting: "removed" (never computed) or "computed" (like real tokens).
         published_cost: the name among `TokenReducer.extra_costs` that the paper's own speed-ups count; "" where they
             count all that is executed.
@@ -42,6 +43,7 @@ class Traits:
     strategy: str = "none"
     unsupported: Mapping[str, str] = field(default_factory=dict)
     as_released: Mapping[str, Any] = field(default_factory=dict)
+    released_removes: bool = False
     pads: str = "removed"
     published_cost: str = ""
 

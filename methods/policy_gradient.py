@@ -19,9 +19,6 @@ from methods.packing import masked_rank
 from methods.state import Decision, Inputs, StateOptions, TokenState
 
 EPSILON = 1e-6  # inside logarithms of probabilities, as in the public code
-LENGTH_NORMS = ("padded", "valid", "count")
-LOGPROB_REDUCTIONS = ("token_mean", "sum")
-BASELINES = ("mean", "leave_one_out")
 
 
 def replicate(tensor: Tensor, replicas: int) -> Tensor:
@@ -78,7 +75,7 @@ class Rollout:
         macs_per_token: of the policy.
         guide: (steps, batch, seq_len) scores of the tokens, or None. With it, replica 0 takes the best as many tokens
             as its policy expects to take.
-        logprob_reduce: over the live tokens of a step, one of `LOGPROB_REDUCTIONS`.
+        logprob_reduce: over the live tokens of a step, "token_mean" or "sum".
         double_fillers: restore stopped tokens as the public code does in training, see `_fill`; masked mode only.
         counts: per step taken, (rows,) long, tokens selected, [CLS] among them.
         surprises: per step taken, (rows,) float, minus the log probability of the actions under the policy; the

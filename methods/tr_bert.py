@@ -23,15 +23,7 @@ from torch.nn import functional as F
 from methods.base import TokenReducer
 from methods.config import Options, ReducerOutput, Traits
 from methods.packing import masked_rank
-from methods.policy_gradient import (
-    BASELINES,
-    LENGTH_NORMS,
-    LOGPROB_REDUCTIONS,
-    Rollout,
-    length_price,
-    policy_loss,
-    replicate,
-)
+from methods.policy_gradient import Rollout, length_price, policy_loss, replicate
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, fine_tuning_stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, TokenState
@@ -39,6 +31,16 @@ from methods.state import Decision, Inputs, TokenState
 INITIALISE, POLICY, JOINT = "heuristic_initialisation", "policy", "joint"
 INITIALIZER_STD = 0.02
 POLICY_WIDTH = 32
+CHOICES = {
+    "length_norm": ("padded", "valid", "count"),
+    "logprob_reduce": ("token_mean", "sum"),
+    "baseline": ("mean", "leave_one_out"),
+    "kd_reward": ("soft", "gold"),
+    "span_loss": ("mixed", "mean", "sum"),
+    "batched_eval": ("masked", "equal_k"),
+    "restore_filler": ("exclude", "as_released"),
+}
+RANGES = {"length_weight": math.inf, "policy_length_weight": math.inf, "guide_rate": 1.0, "threshold": 1.0}
 
 # Per task (public README and script defaults): alpha of the policy stage and of the joint one, guide rate, learning
 # rate, batch size, epochs of fine-tuning. Only IMDB's command is published whole; GLUE, on which nothing is, takes it.
@@ -49,6 +51,7 @@ HYPERPARAMETERS = {
     "imdb": (1.0, 1.0, 0.5, 3e-5, 32, 5),
 }
 SHORT_RATE = 2e-3  # of the policies, which have few updates
+SHORT_WEIGHT = 0.5  # alpha for shares of the valid tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ class TrBertOptions(Options):
     Attributes:
         length_weight: price of the selected tokens in the reward [lambda; alpha in the public code].
         policy_length_weight: the same in the policy stage; None: no other.
-        length_norm: share of the "padded" length (public code), of the "valid" tokens, or "count" (the paper's figure).
+        length_norm: share of the "padded" length (public code) or of the "valid" one, or "count" (the paper's figure).
         max_length: padded length that the public code's alpha refers to [N]; None: that of each batch.
         replicas: action sequences drawn per text [K], at least 2.
         guide_rate: share of the policy stage in which one replica follows the heuristic.
@@ -92,27 +95,16 @@ class TrBertOptions(Options):
     policy_layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        choices = {
-            "length_norm": LENGTH_NORMS,
-            "logprob_reduce": LOGPROB_REDUCTIONS,
-            "baseline": BASELINES,
-            "kd_reward": ("soft", "gold"),
-            "span_loss": ("mixed", "mean", "sum"),
-            "batched_eval": ("masked", "equal_k"),
-            "restore_filler": ("exclude", "as_released"),
-        }
-        for name, known in choices.items():
+        for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got '{getattr(self, name)}'")
         if self.replicas < 2:
             raise ValueError(f"replicas must be 2 or more, got {self.replicas}: a text's replicas are compared")
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {self.max_length}")
-        if min(self.length_weight, self.policy_length_weight or 0.0) < 0:
-            raise ValueError("length_weight and policy_length_weight must be >= 0")
-        for name in ("guide_rate", "threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        for name, most in RANGES.items():
+            if not 0 <= (getattr(self, name) or 0.0) <= most:
+                raise ValueError(f"{name} must be from 0 to {most:g}, got {getattr(self, name)}")
         layers = self.policy_layers
         if layers is not None and (not layers or layers[0] < 1 or any(a >= b for a, b in pairwise(layers))):
             raise ValueError(f"policy_layers must be ascending layers from 1 on, got {layers}")
@@ -146,6 +138,7 @@ class TrBert(TokenReducer):
         dropped="forwarded",
         strategy="searched",
         as_released={"batched_eval": "equal_k", "restore_filler": "as_released"},
+        released_removes=True,
     )
 
     def build(self) -> None:
@@ -218,9 +211,8 @@ class TrBert(TokenReducer):
         options, weight = self.options, self.options.length_weight
         if self.stage == POLICY and options.policy_length_weight is not None:
             weight = options.policy_length_weight
-        return -losses - weight * length_price(
-            counts, lengths, options.max_length or padded_length, options.length_norm
-        )
+        padded_length = options.max_length or padded_length
+        return -losses - weight * length_price(counts, lengths, padded_length, options.length_norm)
 
     def gold_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Task loss of each row against its label; (rows,)."""
@@ -276,28 +268,20 @@ class TrBert(TokenReducer):
     def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:
         """Alphas, guide rate and the padded length that they refer to."""
         if recipe == "short":
-            return {"length_norm": "valid", "replicas": 4}
+            return {"length_weight": SHORT_WEIGHT, "length_norm": "valid", "replicas": 4}
         policy, joint, guide_rate, *_ = HYPERPARAMETERS.get(task.name, HYPERPARAMETERS["imdb"])
-        return {
-            "length_weight": joint,
-            "policy_length_weight": policy,
-            "guide_rate": guide_rate,
-            "max_length": task.sequence_length,
-        }
+        alphas = {"policy_length_weight": policy, "length_weight": joint}
+        return alphas | {"guide_rate": guide_rate, "max_length": task.sequence_length}
 
     @classmethod
     def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:
         """Fine-tune; train the policies on the frozen model (IMDB: after the heuristic initialisation); train all."""
         if recipe == "short":
-            policies = _policies(SHORT_RATE)
-            return [
-                fine_tuning_stage(recipe),
-                short_stage(INITIALISE, start="previous", epochs=0.5, added=policies, frozen=True).but(
-                    teacher="previous"
-                ),
-                short_stage(POLICY, start="previous", epochs=1, added=policies, frozen=True).but(teacher="previous"),
-                short_stage(JOINT, start="previous", epochs=1, added=policies).but(teacher="previous"),
+            own = [
+                short_stage(name, start="previous", epochs=1 / 3, added=_policies(SHORT_RATE), frozen=name != JOINT)
+                for name in (INITIALISE, POLICY, JOINT)
             ]
+            return [fine_tuning_stage(recipe), *(stage.but(teacher="previous") for stage in own)]
         *_, rate, batch_size, epochs = HYPERPARAMETERS.get(task.name, HYPERPARAMETERS["imdb"])
         shared: dict[str, Any] = {"batch_size": batch_size, "warmup": 0.1, "max_grad_norm": 1.0}
         policies = _policies(rate)

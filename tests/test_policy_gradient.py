@@ -17,18 +17,14 @@ from methods import tr_bert as module
 from methods.policy_gradient import EPSILON, Rollout, advantages, length_price, policy_loss, replicate
 from methods.tr_bert import POLICY
 from tests.tiny import batch_for, make_batch, tiny_model
+from tests.undecided import undecided_tr_bert
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 
 
-def reducer_for(head="classification", layers=4, **options):
-    """TR-BERT on a tiny model, policies that differ from token to token, in train() without dropout."""
-    torch.manual_seed(1)
-    reducer = methods.create("tr_bert", tiny_model("bert", head, num_hidden_layers=layers), **options).double()
-    for policy in reducer.policies:
-        for linear in (policy[0], policy[-1]):
-            nn.init.normal_(linear.weight, std=0.7)
-    reducer.train()
+def reducer_for(head="classification", **options):
+    """TR-BERT in train() without dropout."""
+    reducer = undecided_tr_bert(head, **options).train()
     reducer.model.eval()
     return reducer
 
