@@ -95,7 +95,7 @@ def execute(
     """
     waiting = list(first)
     with _Workers(jobs, report, store) as workers:
-        while waiting or workers.running:
+        while waiting or workers.running or workers.suspects:
             job = _longest_ready(waiting, workers) if workers.are_free else None
             if job is None:
                 done = workers.wait()

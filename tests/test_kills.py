@@ -60,8 +60,9 @@ def in_child(call: Callable[[], int], output: Path) -> int:
         with output.open("w") as stream:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
+            sys.stdout = sys.stderr = stream  # pytest's own do not write to descriptors 1 and 2
             status = call()
-            sys.stderr.flush()
+            stream.flush()
     finally:
         os._exit(status if "status" in locals() else 99)
 
