@@ -185,6 +185,30 @@ def comparison_table(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+KEEP_NOTE = (
+    "Share of tokens whose feed-forward was computed, over all layers, and seconds of training on the machine and "
+    "under the load of the run (what it starts from, such as the dense model, not among them); seeds averaged."
+)
+
+
+def keep_table(entries: Iterable[Entry]) -> pd.DataFrame:
+    """One row per method, keep ratio and seconds of training per task."""
+    rows = []
+    for entry in entries:
+        metrics = entry.record["metrics"]
+        about = {"Model": entry.model.title, "Method": entry.title}
+        rows.append(about | {"column": f"{entry.task.title}: keep ratio", "value": metrics["keep_ratio"], "digits": 2})
+        rows.append(about | {"column": f"{entry.task.title}: s", "value": metrics["train_seconds"], "digits": 0})
+    if not rows:
+        return pd.DataFrame()
+    means = pd.DataFrame(rows).groupby(["Model", "Method", "column"], sort=False).mean().reset_index()
+    means["cell"] = [f"{row.value:.{int(row.digits)}f}" for row in means.itertuples()]
+    columns = list(dict.fromkeys(means["column"]))
+    order = pd.MultiIndex.from_frame(means[["Model", "Method"]].drop_duplicates())
+    wide = means.pivot_table(index=["Model", "Method"], columns="column", values="cell", aggfunc="first", sort=False)
+    return wide.reindex(index=order, columns=columns).fillna(DASH).rename_axis(columns=None).reset_index()
+
+
 def retention_table(entries: Iterable[Entry]) -> pd.DataFrame:
     """Per layer, share of the deciding tokens still computed beside the share of all tokens, in percent."""
     rows = []
@@ -287,6 +311,7 @@ def write_tables(
     if not retention.empty:
         note = "Share of the tokens that decide the label still computed / share of all tokens, in percent, per layer."
         parts += ["## Retention", note, retention.to_markdown(index=False)]
+    parts += ["## Tokens kept, and training", KEEP_NOTE, keep_table(entries).to_markdown(index=False)]
     random = against_random(frame)
     if random:
         parts += ["## Against random dropping at the same cost", "\n".join(f"- {line}" for line in random)]

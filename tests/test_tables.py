@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.models import hub_model
 from benchmarks.reported import Reported
-from benchmarks.tables import Entry, against_random, cell_table, comparison_table, long_table
+from benchmarks.tables import Entry, against_random, cell_table, comparison_table, keep_table, long_table
 from benchmarks.tasks import get_task
 from methods.deformer import ONCE, WARM
 
@@ -28,7 +28,8 @@ def entry(method: str, score: float, speedup: float, *, of: str = "", name: str 
         }
         for split in chosen.eval_splits
     }
-    record = {"config_hash": name, "metrics": {"metric": chosen.metric, "splits": splits}}
+    metrics = {"metric": chosen.metric, "splits": splits, "keep_ratio": 1 / speedup, "train_seconds": 100 * speedup}
+    record = {"config_hash": name, "metrics": metrics}
     return Entry(model=BERT, task=chosen, method=method, record=record, of=of)
 
 
@@ -54,6 +55,14 @@ def test_cells_rows_and_the_unpadded_dense_model():
     assert rows["Dense", "\N{EN DASH}"] == "93.0 1.00x"
     assert rows["Dense, unpadded", "Sequence"] == "93.0 4.00x"
     assert rows["Transkimmer", "Batch"] == "92.0 3.00x"
+
+
+def test_tokens_kept_and_seconds_of_training_are_averaged_over_seeds():
+    runs = [entry("transkimmer", 0.9, 2.0, name="a"), entry("transkimmer", 0.9, 4.0, name="b")]
+    table = keep_table([entry("dense", 0.9, 1.0), *runs, entry("dense", 0.8, 1.0, task="mrpc")])
+    rows = {row["Method"]: row for row in table.to_dict("records")}
+    assert rows["Transkimmer"]["SST-2: keep ratio"] == "0.38" and rows["Transkimmer"]["SST-2: s"] == "300"
+    assert rows["Dense"]["MRPC: keep ratio"] == "1.00" and rows["Transkimmer"]["MRPC: s"] == "\N{EN DASH}"
 
 
 def test_matched_and_mismatched_have_columns_of_their_own():
