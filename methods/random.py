@@ -7,6 +7,7 @@ change nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -26,7 +27,8 @@ class RandomOptions(Options):
 
     Attributes:
         keep_schedule: share of a text's tokens that each layer keeps, one per layer, each in (0, 1]; None halves the
-            number of tokens over the depth of the model.
+            number of tokens over the depth of the model. Where it rises, tokens leap over layers instead of being
+            dropped, as in the method whose schedule that is.
         draw: seed of the draw.
     """
 
@@ -61,6 +63,7 @@ class Random(TokenReducer):
         layers, schedule = self.backbone.num_layers, self.options.keep_schedule
         if schedule is not None and len(schedule) != layers:
             raise ValueError(f"keep_schedule has {len(schedule)} shares for {layers} layers")
+        self.leaps = schedule is not None and any(after > before for before, after in pairwise(schedule))
         self.schedule = schedule or tuple(1 - 0.5 * (layer + 1) / layers for layer in range(layers))
 
     def before_layer(self, state: TokenState) -> Decision:
@@ -72,7 +75,8 @@ class Random(TokenReducer):
         )
         # Shares are rounded so that 0.3 * 10 keeps 3 tokens, whatever the float says.
         wanted = (state.lengths * self.schedule[state.layer] - 1e-4).ceil().long()
-        return Decision(keep=state.rank(order.double()) < state.expand(wanted))
+        keep = state.rank(order.double()) < state.expand(wanted)
+        return Decision(leap=~keep & state.live) if self.leaps else Decision(keep=keep)
 
     def _text_hash(self, state: TokenState) -> Tensor:
         """One number per text, (sequences,) long."""

@@ -82,3 +82,11 @@ def test_every_position_is_about_equally_likely():
 def test_refused_schedules(schedule, message):
     with pytest.raises(ValueError, match=message):
         methods.create("random", tiny_model("bert"), keep_schedule=schedule)
+
+
+@pytest.mark.parametrize("mode", ["masked", "packed"])
+def test_where_the_schedule_rises_tokens_leap_and_are_back(mode):
+    reducer = methods.create("random", tiny_model("bert"), keep_schedule=(0.3, 1.0, 0.5))
+    masks = kept(reducer, make_batch((10, 7, 1)), mode)
+    assert masks.sum(dim=2).tolist() == [[3, 10, 5], [3, 7, 4], [1, 1, 1]]
+    assert masks[:, :, 0].all()
