@@ -18,10 +18,9 @@ def layer_macs(backbone: Backbone, shares: Tensor, lengths: Tensor, *, drops_ear
     Returns:
         (texts,) float.
     """
-    d, f = backbone.hidden_size, backbone.intermediate_size
     n = (lengths.unsqueeze(1) - 1) * shares + 1
     fed = torch.cat((n[:, 1:], n[:, -1:]), dim=1) if drops_early else n
-    return (4 * d * d * n + (2 * d + backbone.num_heads) * n * n + 2 * d * f * fed).sum(dim=1)
+    return (backbone.layer_macs(n, n * n, fed) + backbone.num_heads * n * n).sum(dim=1)
 
 
 def sparsity(backbone: Backbone, shares: Tensor, lengths: Tensor, *, drops_early: bool) -> Tensor:

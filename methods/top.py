@@ -12,17 +12,16 @@ the constraint charges it; elsewhere they leave before it. Either way the same t
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from methods.attention import AttentionScores
 from methods.base import TokenReducer
 from methods.config import Options, Traits
+from methods.distillation import softened_divergence
 from methods.hard_concrete import BOUND, open_bits, open_probability, sample
 from methods.mac_constraint import sparsity
 from methods.ranking import arp2, bins_of
@@ -118,7 +117,9 @@ class Top(TokenReducer):
         self.rank_loga = nn.Parameter(torch.empty(shape).normal_(INITIAL_LOGA, INITIAL_STD))
         self.gate_loga = nn.Parameter(torch.empty(shape[0]).normal_(-INITIAL_LOGA, INITIAL_STD))
         self.lambda_1, self.lambda_2 = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
-        self._seen: Counter[int] = Counter()  # training texts of each length
+        # Training texts of each length; saved, so that a killed stage goes on as if it had not been.
+        self.register_buffer("texts", torch.zeros(self.backbone.max_length + 1, dtype=torch.long))
+        self.texts: Tensor
 
     # Pruning
 
@@ -207,12 +208,11 @@ class Top(TokenReducer):
 
     def selectable(self) -> bool:
         """Whether the pattern as decided reaches the target on the texts that the stage has trained on."""
-        if not self._seen:
-            return False
-        lengths, texts = torch.tensor(list(self._seen.items()), device=self.rank_loga.device).T
+        lengths = self.texts.nonzero().squeeze(1)
         with torch.no_grad():
             saved = self.sparsity(self.kept_shares(decided=True), lengths)
-        return float((saved * texts).sum() / texts.sum()) >= self.options.target_sparsity - self.options.tolerance
+        reached = float((saved * self.texts[lengths]).sum() / self.texts.sum())  # not a number before any training
+        return reached >= self.options.target_sparsity - self.options.tolerance
 
     # Training
 
@@ -221,30 +221,22 @@ class Top(TokenReducer):
         assert inputs.labels is not None
         if state.mode != "masked":
             raise ValueError("packed mode does not compare ranks with a teacher's; train in masked mode")
-        self._seen.update(state.lengths.tolist())
+        self.texts += torch.bincount(state.lengths, minlength=len(self.texts))
         last, votes = self.backbone.num_layers - 1, StateOptions(all_vote=self.options.masks_only)
         lesson = self.teacher.teach(inputs, score_layers=(last,), options=votes)
         warmup = self.options.constraint_warmup
         risen = min(1.0, self.progress / warmup) if warmup else 1.0
         weight = self.options.ranking_weight * max(LEAST_RANKING, 1 - risen)
         excess = self.sparsity(self.kept_shares(), state.lengths).mean() - risen * self.options.target_sparsity
-        if self.backbone.head == "regression" or inputs.labels.is_floating_point():
+        head, temperature = self.backbone.head, self.options.temperature
+        if head == "regression" or inputs.labels.is_floating_point():
             terms = {"task": self.task_loss(logits, inputs.labels).mean()}
         else:
-            terms = {"distillation": self._distillation(logits, lesson.logits, inputs.attention_mask)}
+            terms = {"distillation": softened_divergence(logits, lesson.logits, temperature, head)}
         return terms | {
             "constraint": self.lambda_1 * excess + self.lambda_2 * excess**2,
             "ranking": weight * self._ranking(state, lesson.scores[last]),
         }
-
-    def _distillation(self, logits: Tensor, taught: Tensor, real: Tensor) -> Tensor:
-        """T^2 * KL(teacher || student), mean over texts; of spans, also over start and end."""
-        temperature = self.options.temperature
-        student, teacher = ((x.float() / temperature) for x in (logits, taught))
-        divergence = F.kl_div(F.log_softmax(student, dim=1), F.softmax(teacher, dim=1), reduction="none")
-        if self.backbone.head == "span_qa":
-            divergence = divergence.masked_fill(~real.unsqueeze(-1), 0.0)  # not 0 times minus infinity
-        return temperature**2 * divergence.sum(dim=1).mean()
 
     def _ranking(self, state: TokenState, target: AttentionScores) -> Tensor:
         """ARP2 of each early layer's scores against the last layer's of the teacher, summed over layers."""
@@ -261,7 +253,7 @@ class Top(TokenReducer):
 
     def begin_stage(self, stage: Stage, updates: int) -> None:
         super().begin_stage(stage, updates)
-        self._seen.clear()
+        self.texts.zero_()
 
     def after_update(self) -> None:
         with torch.no_grad():

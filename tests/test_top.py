@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 import transformers
 
 import methods
+from methods.backbone import Backbone
 from methods.encoder import encode
 from methods.hard_concrete import open_bits, open_probability, sample
 from methods.mac_constraint import layer_macs, sparsity
@@ -265,16 +264,17 @@ def by_hand(n, fed, d=768, f=3072, heads=12):
     return 4 * n * d * d + 2 * n * n * d + heads * n * n + 2 * fed * d * f
 
 
-def shapes(layers=12):
-    """What the cost of BERT-base depends on."""
-    return SimpleNamespace(hidden_size=768, intermediate_size=3072, num_heads=12, num_layers=layers)
+def base_sized():
+    """The backbone of BERT-base, without its weights."""
+    with torch.device("meta"):
+        return Backbone(transformers.BertForSequenceClassification(transformers.BertConfig()))
 
 
 @pytest.mark.parametrize(("early", "fed"), [(True, 25), (False, 49)])
 def test_two_layers_by_hand(early, fed):
     """[7] The first feed-forward runs on what the second layer keeps, the last on its own; not so with a span head."""
     shares = torch.tensor([1.0, 0.5], dtype=torch.float64)
-    cost = layer_macs(shapes(2), shares, torch.tensor([49]), drops_early=early)
+    cost = layer_macs(base_sized(), shares, torch.tensor([49]), drops_early=early)
     assert cost.item() == pytest.approx(by_hand(49, fed) + by_hand(25, 25), rel=1e-12)
 
 
@@ -330,11 +330,9 @@ def test_padding_factors(task):
     """[15] Section 5: how many times more a text padded to the task's length costs, with softmax or without it."""
     average, fixed = torch.tensor([AVERAGE[task]]), torch.tensor([FIXED[task]])
     ones = torch.ones(12, dtype=torch.float64)
-    full, own = (layer_macs(shapes(), ones, n, drops_early=True).item() for n in (fixed, average))
+    backbone = base_sized()
+    full, own = (layer_macs(backbone, ones, n, drops_early=True).item() for n in (fixed, average))
     assert full / own == pytest.approx(PADDING_FACTOR[task], abs=0.006)
-    with torch.device("meta"):
-        model = transformers.BertForSequenceClassification(transformers.BertConfig())
-        backbone = methods.create("dense", model).backbone
     layers = [int(backbone.dense_macs(n) - backbone.head_macs(n)) for n in (fixed, average)]
     assert layers[0] / layers[1] == pytest.approx(PADDING_FACTOR[task], abs=0.006)
 
@@ -343,7 +341,7 @@ def test_speed_up_of_the_released_mask_file():
     """Section 5, SQuAD: the kept ratios of the file give 1.83 to 1.84 without padding."""
     ratios = torch.tensor([1, 1, 1, 1, 1, 0.467, 0.64, 1, 1, 1, 1, 0.48], dtype=torch.float64)
     for length in (152, 180):
-        saved = sparsity(shapes(), ratios.cumprod(0), torch.tensor([length]), drops_early=True).item()
+        saved = sparsity(base_sized(), ratios.cumprod(0), torch.tensor([length]), drops_early=True).item()
         assert 1.825 < 1 / (1 - saved) < 1.845
 
 
