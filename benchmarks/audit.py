@@ -29,7 +29,7 @@ from benchmarks import (
 from benchmarks.audit_findings import VERDICTS, Finding, Value
 from benchmarks.cli import OWN_RESULTS, run_command
 from benchmarks.console import open_console, print_table
-from benchmarks.errors import UserError
+from benchmarks.errors import Parser, UserError
 from benchmarks.runs import RunStore
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def markdown(found: Sequence[Finding], command: str) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="python -m benchmarks.audit",
         description=__doc__,
         epilog="example:\n  python -m benchmarks.audit --findings transkimmer-averages lat",

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from benchmarks.cli import OWN_RESULTS, run_command
 from benchmarks.console import open_console
-from benchmarks.errors import UserError
+from benchmarks.errors import Parser, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -157,7 +157,7 @@ def show(views: Sequence[MethodView], console: Console) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="python -m benchmarks.case_study",
         description=__doc__,
         epilog='example:\n  python -m benchmarks.case_study "a charming film" --reducer skimming power',
@@ -181,6 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing below needs the network
     if not arguments.text.strip() or (arguments.second is not None and not arguments.second.strip()):
         raise UserError("the text is empty; give some words, in quotes")
+    if any("\ud800" <= character <= "\udfff" for character in f"{arguments.text}{arguments.second}"):
+        raise UserError("the text is not Unicode (it has a lone surrogate); give it as UTF-8")
     views = _views(arguments)
     console = open_console()
     show(views, console)
@@ -241,6 +243,8 @@ def _view(
     labels: Sequence[str],
 ) -> MethodView:
     """The view of the reducer in `folder`; a UserError if none can be loaded from there."""
+    import safetensors
+
     import methods
     from benchmarks.token_view import look
 
@@ -248,7 +252,7 @@ def _view(
         raise UserError(f"no reducer at {folder}: give a folder that `save_pretrained` wrote")
     try:
         reducer = methods.load(str(folder))
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot load the reducer {folder}: {error}") from error
     return look(reducer, tokenizer, arguments.text, arguments.second, source=source, labels=labels)
 

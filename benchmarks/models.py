@@ -65,7 +65,7 @@ def folder_model(path: Path, title: str | None = None) -> ModelRef:
             )
     try:
         family = json.loads(config.read_text(encoding="utf-8"))["model_type"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{config} is not a model configuration: {error}") from error
     _check_family(path, family)
     return ModelRef(title or path.resolve().name, str(path), f"sha256:{_sha256(weights)[:16]}", family)
@@ -85,6 +85,7 @@ def load_model(ref: ModelRef, task: Task) -> PreTrainedModel:
     Raises:
         UserError: the model cannot be had, or is of an unsupported family.
     """
+    import safetensors
     import transformers
 
     heads = {"span_qa": transformers.AutoModelForQuestionAnswering}
@@ -97,9 +98,11 @@ def load_model(ref: ModelRef, task: Task) -> PreTrainedModel:
             config = transformers.AutoConfig.from_pretrained(ref.source)
             _check_family(ref.source, config.model_type)
             return loader.from_pretrained(ref.source, use_safetensors=True, **settings)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"cannot load the model {ref.source}: {reason}") from error
+        except RuntimeError as error:  # shapes, of which transformers has printed a table
+            raise UserError(f"cannot load the model {ref.source}: its weights do not fit its configuration") from error
 
 
 def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
@@ -112,10 +115,13 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
 
     with _quiet_transformers():
         try:
-            return transformers.AutoTokenizer.from_pretrained(ref.source)
-        except (OSError, ValueError) as error:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(ref.source)
+        except Exception as error:  # the tokenizers library raises nothing more special
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"cannot load the tokenizer of {ref.source}: {reason}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes where there are no files
+        raise UserError(f"{ref.source} has no tokenizer with words in it; save one beside the model (tokenizer.json)")
+    return tokenizer
 
 
 def _check_family(source: object, family: str) -> None:

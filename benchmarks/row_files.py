@@ -117,6 +117,11 @@ def _arrow_column(path: Path, name: str, values: list[Any]) -> pyarrow.Array:
 
     try:
         return pa.array(values)
+    except UnicodeEncodeError as error:
+        row = values.index(error.object)
+        raise UserError(
+            f"{path}, row {row + 1}: column {name!r} holds text that is not Unicode ({error.reason}); correct it"
+        ) from error
     except pa.ArrowException as error:
         kinds = [type(value) for value in values]
         row = next((row for row, kind in enumerate(kinds) if kind not in (kinds[0], type(None))), 0)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.console import open_console, print_table
-from benchmarks.errors import UserError
+from benchmarks.errors import Parser, UserError
 from benchmarks.files import writing
 from benchmarks.runs import CorruptRecord, Record, RunConfig, RunStore, load_runs, read_record
 
@@ -49,13 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from benchmarks.cli import OWN_RESULTS
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.runs",
         description=__doc__,
         epilog="examples:\n  python -m benchmarks.runs list --status failed\n  python -m benchmarks.runs show 9f2c41",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = Parser(add_help=False)
     shared.add_argument("--results", type=Path, metavar="DIR", default=OWN_RESULTS, help="default: results/local")
     shared.add_argument("--debug", action="store_true", help="show where an error came from")
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|show|verify|gc")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.near_duplicates import duplicate_groups
-from benchmarks.packages import DataUnavailable, PackageFile
+from benchmarks.packages import UNREADABLE, DataUnavailable, PackageFile
 from benchmarks.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def read_vader(path: Path) -> dict[str, list[Snippet]]:
             content = io.BytesIO(package.read(_ARCHIVE))
         with tarfile.open(fileobj=content) as archive:
             return {source: list(snippets(archive, source)) for source in SOURCES}
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+    except UNREADABLE as error:
         raise DataUnavailable(f"{path} does not hold the expected data: {error}") from error
 
 
