@@ -52,6 +52,7 @@ class TokenReducer(transformers.PreTrainedModel):
         reason = self.traits.unsupported.get(self.backbone.head)
         if reason is not None:
             raise ValueError(f"{self.method_name} does not support {self.backbone.head}: {reason}")
+        self.check_options(self.options)
         self.build()
         self.post_init()
 
@@ -71,10 +72,15 @@ class TokenReducer(transformers.PreTrainedModel):
         # transformers wraps `to` such that type checkers take it for a plain function, without its `self`.
         return reducer.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
 
+    def check_options(self, options: Any) -> None:
+        """Refuse `options` that do not fit the model, by a ValueError; they are checked in themselves already."""
+
     def set_options(self, **changes: Any) -> None:
         """Replace some options (a searched configuration, a threshold); they are saved with the model."""
-        self.options = build_options(self.options_class, self.method_name, vars(self.options) | changes)
-        self.config.options = asdict(self.options)
+        options = build_options(self.options_class, self.method_name, vars(self.options) | changes)
+        self.check_options(options)
+        self.options = options
+        self.config.options = asdict(options)
 
     # Hooks
 

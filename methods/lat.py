@@ -6,7 +6,7 @@ Departures by default: a configuration is read as *shares* of a text's own lengt
 refer to inputs padded to a fixed length: with 25 real tokens of 128, not even the smallest configuration of 12 layers
 touches a real token before layer 8, so that what is gained is padding. Shares drop real tokens, in training and after,
 and are what a column without padding can show; `counts="absolute"` is the published reading. Distillation is towards
-the full model's distribution, as the paper words it; the public code has the two sides of the divergence changed
+the full model's distribution, as the paper words it; the public code exchanges the two sides of the divergence
 (`kl_direction="reverse"`). Padding casts no votes (`count_pad_queries`); ranking in training is free of dropout
 (`noisy_scores`); [CLS] stays for spans too (`protect_cls`). Regression learns from the full model by squared error,
 several labels at once by their own divergences: ours, the paper has neither. Batches are not padded to a fixed length.
@@ -125,15 +125,10 @@ class Lat(TokenReducer):
 
     def build(self) -> None:
         self._pass: Pass | None = None  # of training, while it runs
-        self._check()
 
-    def set_options(self, **changes: Any) -> None:
-        super().set_options(**changes)
-        self._check()
-
-    def _check(self) -> None:
-        check_layers("length_configuration", self.options.length_configuration, self.backbone.num_layers)
-        if not self.options.protect_cls and self.backbone.head != "span_qa":
+    def check_options(self, options: LatOptions) -> None:
+        check_layers("length_configuration", options.length_configuration, self.backbone.num_layers)
+        if not options.protect_cls and self.backbone.head != "span_qa":
             raise ValueError(f"protect_cls=False is for span heads; a {self.backbone.head} head reads [CLS]")
 
     @property

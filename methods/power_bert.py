@@ -113,7 +113,9 @@ class PowerBert(TokenReducer):
 
     def build(self) -> None:
         self.retention: nn.Parameter | None = None  # (layers, max_length), only during the search
-        check_layers("retention_configuration", self.options.retention_configuration, self.backbone.num_layers)
+
+    def check_options(self, options: PowerBertOptions) -> None:
+        check_layers("retention_configuration", options.retention_configuration, self.backbone.num_layers)
 
     def needs_scores(self, layer: int) -> bool:
         return self.retention is not None or self.options.retention_configuration is not None

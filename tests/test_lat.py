@@ -335,5 +335,6 @@ def test_a_later_configuration_is_checked_too():
     reducer = tiny_reducer("lat")
     with pytest.raises(ValueError, match="has 2 counts for 3 layers"):
         reducer.set_options(length_configuration=(4, LEAST))
+    assert reducer.options.length_configuration == (8, 5, 3)
     with pytest.raises(ValueError, match="lat has no option 'lengths'"):
         reducer.set_options(lengths=(4, 3, 2))
