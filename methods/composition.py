@@ -108,6 +108,12 @@ class Composition(TokenReducer):
 
     # Recipe
 
+    def check_options(self, options: Any) -> None:
+        """Asks the parts, which have checked their own once they are built."""
+        for part in self._both if "parts" in self._modules else ():
+            own = part_options(type(part), self.option_names, vars(options))
+            part.check_options(part.options_class(**own))
+
     def set_options(self, **changes: Any) -> None:
         super().set_options(**changes)
         for part in self._both:

@@ -83,6 +83,17 @@ def test_options_of_both_are_checked_and_saved(tmp_path):
     assert loaded.parts["deebert"].options.threshold == 0.3 and loaded.options == together.options
 
 
+def test_options_that_do_not_fit_a_part_are_refused_and_nothing_changes():
+    composition = methods.create(
+        "lat+deebert", tiny_model("bert"), length_configuration=(8, 5, 3), max_length=12, counts="absolute"
+    )
+    assert composition.computes_pads
+    with pytest.raises(ValueError, match="length_configuration has 2 counts for 3 layers"):
+        composition.set_options(length_configuration=(4, 3))
+    parts = (composition, composition.parts["lat"])
+    assert all(part.options.length_configuration == (8, 5, 3) for part in parts)
+
+
 def test_the_model_is_registered_once():
     together = methods.create(JOINED, tiny_model("bert"))
     assert together.parts["deebert"].model is together.model
