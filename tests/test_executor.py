@@ -114,7 +114,7 @@ def test_a_start_without_its_weights_is_made_again(tmp_path, monkeypatch):
         assert len(order(notes)) == 2 * times
 
 
-@pytest.mark.parametrize("deadly", [1, 2, 3])
+@pytest.mark.parametrize("deadly", [1, 3, 5])  # the last one dies when nothing else waits
 def test_only_the_run_that_kills_its_process_fails(tmp_path, deadly):
     """Out of memory, as the kernel ends it: the others are tried again, the guilty one says what to do."""
     notes, store = tmp_path / "notes", RunStore(tmp_path / "r")

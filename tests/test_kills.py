@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -18,13 +19,13 @@ import pytest
 
 from benchmarks import checkpoints, experiments, files
 from benchmarks.cli import run_command
+from benchmarks.environment import PROJECT_ROOT
 from benchmarks.executor import _end_with_parent
 from benchmarks.glue import main
 from benchmarks.runs import read_record
 from tests.small_world import write_model, write_sentences
 
 KILLS = 20
-TIMES = ("seconds", "train_seconds")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads the clock of another process")
 
@@ -57,12 +58,12 @@ def in_child(call: Callable[[], int], output: Path) -> int:
     if child:
         return child
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where tests run in the background
         with output.open("w") as stream:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
-            sys.stdout = sys.stderr = stream  # pytest's own do not write to descriptors 1 and 2
+            sys.stdout = sys.stderr = stream  # pytest has its own in their place
             status = call()
-            stream.flush()
     finally:
         os._exit(status if "status" in locals() else 99)
 
@@ -72,14 +73,14 @@ def processor_seconds(process: int) -> float:
     return time.clock_gettime((~process << 3) | 2)  # as clock_getcpuclockid(3)
 
 
-def end_after(process: int, seconds: float, how: signal.Signals) -> int | None:
-    """Send a signal after so much processor time; returns the exit status (negative: a signal)."""
+def killed_after(process: int, seconds: float) -> int:
+    """Kill a process after so much processor time; returns its exit status (negative: a signal)."""
     while True:
         done, status = os.waitpid(process, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
         if processor_seconds(process) >= seconds:
-            os.kill(process, how)
+            os.kill(process, signal.SIGKILL)
             return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         time.sleep(0.001)
 
@@ -126,7 +127,7 @@ def test_a_sweep_killed_at_twenty_moments_ends_as_an_undisturbed_one(world, tmp_
         arguments, before = [*world[0], "--results", str(root)], {}
         while killed < KILLS:
             child = in_child(lambda given=arguments: run_command(main, given), root / "output")
-            status = end_after(child, moments.uniform(0, world[2] / 2), signal.SIGKILL)
+            status = killed_after(child, moments.uniform(0, world[2] / 2))
             after = records(root)
             assert before.items() <= after.items(), "a finished record was lost or changed"
             before = after
@@ -156,16 +157,57 @@ def test_two_commands_together_compute_each_run_once(world, sweep, tmp_path, mon
     assert sorted(computed.read_text().split()) == sorted({*computed.read_text().split()})
 
 
-def test_ctrl_c_keeps_finished_runs_and_says_so(world, sweep, tmp_path):
-    child = in_child(lambda: run_command(main, sweep), tmp_path / "output")
-    status = end_after(child, world[2] / 2, signal.SIGINT)
+def test_ctrl_c_keeps_finished_runs_and_says_so(world, sweep, tmp_path, monkeypatch):
+    """In the middle of the second run's training."""
+    train = experiments.train_stage
+    stages = []
+
+    def interrupted(*arguments, on_update, **others):
+        stages.append(arguments)
+
+        def told(rows: int) -> None:
+            on_update(rows)
+            if len(stages) == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return train(*arguments, on_update=told, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "train_stage", interrupted)
+        child = in_child(lambda: run_command(main, sweep), tmp_path / "output")
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     said = (tmp_path / "output").read_text()
     assert status == 130 and said.strip().splitlines()[-1] == (
         "stopped; finished runs are kept, the same command goes on from there"
     )
     assert "Traceback" not in said
     before = records(tmp_path)
+    assert len(before) == 1
     assert run_command(main, sweep) == 0 and before.items() <= records(tmp_path).items()
+    same_as_undisturbed(tmp_path, world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_no_worker_outlives_its_command(world, sweep, tmp_path, how, status):
+    """Two processes: Ctrl-C reaches all of them, SIGKILL the first one alone."""
+    arguments = [*sweep, "--jobs", "2"]
+    command = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.glue", *arguments],
+        cwd=PROJECT_ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while not records(tmp_path) and command.poll() is None:
+        time.sleep(0.05)
+    (os.killpg if how == signal.SIGINT else os.kill)(command.pid, how)
+    said = command.communicate(timeout=120)[1]  # ends when the last process has closed it
+    assert command.returncode == status and "Traceback" not in said
+    before = records(tmp_path)
+    assert before and run_command(main, sweep) == 0 and before.items() <= records(tmp_path).items()
     same_as_undisturbed(tmp_path, world)
 
 
