@@ -120,7 +120,7 @@ class TokenReducer(transformers.PreTrainedModel):
         """The published recipe ("paper") or the short one ("short") as ordered stages.
 
         Args:
-            task: an object with `name`, `skim_weight` and `sequence_length`.
+            task: an object with `name`, `kind`, `skim_weight` and `sequence_length`.
             family: the backbone's model type, where a paper trains families differently.
         """
         return [fine_tuning_stage(recipe)]

@@ -18,7 +18,7 @@ from tests.cases import EVERY
 from tests.test_training import features
 from tests.tiny import tiny_model
 
-TASK = SimpleNamespace(name="sst2", skim_weight=0.3, sequence_length=16)
+TASK = SimpleNamespace(name="sst2", kind="classification", skim_weight=0.3, sequence_length=16)
 RUN = "0123456789ab"
 
 

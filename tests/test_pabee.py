@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 
 import methods
+from benchmarks.tasks import get_task
 from methods.pabee import depth_weights
 from methods.recipes import assign_parameters
 from tests.tiny import FAMILIES, labels_for, make_batch, tiny_model, tiny_reducer
@@ -18,7 +18,6 @@ from tests.tiny import FAMILIES, labels_for, make_batch, tiny_model, tiny_reduce
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 LAYERS = 8
 TEXTS = tuple(1 + 7 * i % 20 for i in range(32))
-RTE = SimpleNamespace(name="rte", skim_weight=0.8, sequence_length=128)
 both_modes = pytest.mark.parametrize("mode", ["masked", "packed"])
 both_heads = pytest.mark.parametrize("head", ["classification", "regression"])
 
@@ -339,12 +338,15 @@ def test_evaluation_loss_is_that_of_the_exit_taken(mode):
 def test_published_recipe():
     """Section 3: one stage from the pre-trained weights, everything trains."""
     reducer = tiny_reducer("pabee")
-    (stage,) = reducer.stages(RTE)
+    (stage,) = reducer.stages(get_task("rte"))
     (group,) = stage.groups
     assert (stage.start, stage.epochs, stage.batch_size, group.learning_rate) == ("pretrained", 5, 32, 2e-5)
     assert (stage.warmup, stage.decay, stage.max_grad_norm, group.weight_decay) == (0.0, "linear", 1.0, 0.0)
     ((_, trained),) = assign_parameters(reducer, stage.groups)
     assert len(trained) == len(list(reducer.parameters()))
+    assert reducer.task_options(get_task("rte")) == {}  # the patience is searched
+    assert reducer.task_options(get_task("rte"), "short") == {"patience": 4}
+    assert reducer.task_options(get_task("stsb"), "short") == {"patience": 4, "regression_tolerance": 0.05}
 
 
 # Cost ----------------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_groups_take_the_first_match_and_freeze_the_rest():
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_method_trains_its_short_recipe(name):
-    task = SimpleNamespace(name="sst2", skim_weight=0.3, sequence_length=16)
+    task = SimpleNamespace(name="sst2", kind="classification", skim_weight=0.3, sequence_length=16)
     options = {"keep_schedule": (0.9, 0.7, 0.5)} if name == "random" else {}
     reducer = fresh(name, **(methods.lookup(name).task_options(task, "short") | options))
     for stage in reducer.stages(task, "short"):
