@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import as_released, audit, case_study, embedded, experiments, glue, long, runs_command
+from benchmarks import as_released, audit, case_study, embedded, experiments, glue, long, runs_command, strategy
 from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.runs import RunStore
@@ -27,6 +27,7 @@ COMMANDS = {
     "audit": audit.main,
     "case_study": case_study.main,
     "runs": runs_command.main,
+    "strategy": strategy.main,
     "embedded": embedded.main,
 }
 
@@ -184,6 +185,10 @@ ARGUMENTS: dict[str, Case] = {
     "runs: unknown status": ("runs", ["list", "--status", "bad"], None, ["--status", "'bad'"]),
     "runs: unknown task": ("runs", ["list", "--task", "x", "--results", "results"], None, ["task 'x'; there is rte"]),
     "runs: unknown method": ("runs", ["list", "--method", "x", "--results", "results"], None, ["there is ltp"]),
+    "strategy: no records": ("strategy", ["--results", "data"], None, ["no finished runs in", "--results"]),
+    "strategy: unknown method": ("strategy", ["--methods", "lta"], None, ["no method 'lta'", "did you mean 'lat'"]),
+    "strategy: random has no curve": ("strategy", ["--methods", "random"], None, ["the method that it follows"]),
+    "strategy: unknown flag": ("strategy", ["--all"], None, ["unrecognized arguments: --all", "--help"]),
     "embedded: unknown task": ("embedded", ["--tasks", "sst2"], None, ["--tasks", "'sst2'", "vader_sentiment"]),
 }
 
