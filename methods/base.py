@@ -80,7 +80,7 @@ class TokenReducer(SavedModel):
         options = build_options(self.options_class, self.method_name, vars(self.options) | changes)
         self.check_options(options)
         self.options = options
-        self.config.options = asdict(options)
+        self.config.options, self.config.facts = asdict(options), {}
 
     # Hooks
 
