@@ -170,6 +170,12 @@ def _features(
     return done[0], done[1] if len(done) > 1 else []
 
 
+def held_out_features(experiment: Experiment) -> list[Feature]:
+    """Tokenised training rows that an experiment with `held_out` does not train on."""
+    task, setting, seed = experiment.task, experiment.setting, experiment.seed if experiment.held_out else None
+    return _features(task, task.train_split, setting.source, setting.max_train_samples, experiment.model, seed)[1]
+
+
 def evaluation_features(experiment: Experiment, split: str) -> list[Feature]:
     """Tokenised rows of an evaluation split."""
     setting = experiment.setting

@@ -8,7 +8,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from methods.base import TokenReducer, create, load
-from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Traits
+from methods.config import PADDINGS, Knob, Options, ReducerConfig, ReducerOutput, Traits
 from methods.recipes import ParameterGroup, Stage, Trial
 from methods.registry import available, lookup, register
 from methods.state import Decision, Inputs, TokenState
@@ -21,6 +21,7 @@ __all__ = [
     "PADDINGS",
     "Decision",
     "Inputs",
+    "Knob",
     "Options",
     "ParameterGroup",
     "ReducerConfig",
