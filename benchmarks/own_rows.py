@@ -116,9 +116,7 @@ def _read(path: Path) -> datasets.Dataset:
     return read_rows([path])
 
 
-def _columns(
-    rows: datasets.Dataset, path: Path, texts: tuple[str, ...] | None, label: str | None
-) -> tuple[str, ...]:
+def _columns(rows: datasets.Dataset, path: Path, texts: tuple[str, ...] | None, label: str | None) -> tuple[str, ...]:
     """Text columns and the label's, as the user says or as their names tell."""
     present = rows.column_names
     for name in (*(texts or ()), *((label,) if label else ())):
@@ -134,7 +132,9 @@ def _columns(
         others = [name for name in present if name != label and rows.features[name].dtype in ("string", "large_string")]
         texts = tuple(lower[name] for name in known) if known else tuple(others) if len(others) == 1 else None
     if texts is None:
-        raise UserError(f"{path}: which of {', '.join(present)} is the text? name it, or both of a pair: --text-columns")
+        raise UserError(
+            f"{path}: which of {', '.join(present)} is the text? name it, or both of a pair, by --text-columns"
+        )
     if len(texts) > 2 or label in texts:
         raise UserError(f"{path}: one text column or two, and another for the label; got {', '.join((*texts, label))}")
     return (*texts, label)
@@ -170,9 +170,7 @@ def _class_names(rows: datasets.Dataset, column: str, path: Path) -> tuple[str, 
     return tuple(str(label) for label in distinct)
 
 
-def _standard(
-    rows: datasets.Dataset, columns: tuple[str, ...], names: tuple[str, ...], path: Path
-) -> datasets.Dataset:
+def _standard(rows: datasets.Dataset, columns: tuple[str, ...], names: tuple[str, ...], path: Path) -> datasets.Dataset:
     """The rows in hub columns, their labels as class ids or numbers, each text and label checked."""
     import datasets
 

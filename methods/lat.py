@@ -230,7 +230,9 @@ class Lat(TokenReducer):
 
     def operating_points(self, found: Mapping[str, Any]) -> list[tuple[dict[str, Any], float, float]]:
         """The front of a search; speed-ups are those of its trials."""
-        return [({"length_configuration": one["configuration"]}, one["score"], one["speedup"]) for one in found["front"]]
+        return [
+            ({"length_configuration": one["configuration"]}, one["score"], one["speedup"]) for one in found["front"]
+        ]
 
     @property
     def space(self) -> Space:
