@@ -12,10 +12,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import accelerate, as_released, audit, case_study, embedded, experiment_data, glue, long, runs_command
+from benchmarks import (
+    accelerate,
+    as_released,
+    audit,
+    case_study,
+    embedded,
+    experiment_data,
+    glue,
+    long,
+    report,
+    runs_command,
+)
 from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.runs import RunStore
+from tests.report_page import write_suite
 from tests.small_world import write_model, write_sentences
 from tests.test_runs import config, record_of
 from tests.tiny import tiny_reducer
@@ -26,6 +38,7 @@ COMMANDS = {
     "as_released": as_released.main,
     "audit": audit.main,
     "case_study": case_study.main,
+    "report": report.main,
     "runs": runs_command.main,
     "embedded": embedded.main,
     "accelerate": accelerate.main,
@@ -185,6 +198,14 @@ ARGUMENTS: dict[str, Case] = {
     "runs: unknown status": ("runs", ["list", "--status", "bad"], None, ["--status", "'bad'"]),
     "runs: unknown task": ("runs", ["list", "--task", "x", "--results", "results"], None, ["task 'x'; there is rte"]),
     "runs: unknown method": ("runs", ["list", "--method", "x", "--results", "results"], None, ["there is ltp"]),
+    "report: no folder": ("report", ["--results", "nowhere"], None, ["--results nowhere is not a folder"]),
+    "report: nothing in it": (
+        "report",
+        ["--results", "data", "--own-only"],
+        None,
+        ["no records and no tables in data"],
+    ),
+    "report: unknown flag": ("report", ["--all"], None, ["unrecognized arguments: --all", "--help"]),
     "embedded: unknown task": ("embedded", ["--tasks", "sst2"], None, ["--tasks", "'sst2'", "vader_sentiment"]),
 }
 
@@ -231,6 +252,7 @@ ARGUMENTS |= {
 }
 
 CONFIG = "model/config.json"
+REPORT = ["--results", "results", "--own-only"]
 FILES: dict[str, Case] = {
     "model without weights": ("glue", LOCAL, remove("model/model.safetensors"), ["model.safetensors is missing"]),
     "model without configuration": ("glue", LOCAL, remove(CONFIG), ["config.json is missing"]),
@@ -308,6 +330,43 @@ FILES: dict[str, Case] = {
         ["a film", "--model", "model", "--reducer", "reducer"],
         write("reducer/config.json", "{"),
         ["cannot load the reducer reducer"],
+    ),
+    "a report that cannot be written": (
+        "report",
+        [*REPORT, "--output", "r/x.html"],
+        write("r", ""),
+        ["cannot write r"],
+    ),
+    "a table of the report with a field too many": (
+        "report",
+        REPORT,
+        write("results/tables/glue-x.csv", "a,b\n1,2,3\n"),
+        ["glue-x.csv, row 2: 3 fields under 2 columns", "rerun"],
+    ),
+    "a table of the report without its columns": (
+        "report",
+        REPORT,
+        write("results/tables/glue-x.csv", "model,method\nx,ltp\n"),
+        ["glue-x.csv lacks the columns of, title", "rerun"],
+    ),
+    "a table of the report with a score that is no number": (
+        "report",
+        REPORT,
+        lambda root: write_suite(root / "results", measured="high"),
+        ["glue-local.csv, row 2: measured is 'high', not a number", "rerun"],
+    ),
+    "an empty table of the report": ("report", REPORT, write("results/tables/x.csv", ""), ["x.csv is empty"]),
+    "a table of the report that is not UTF-8": (
+        "report",
+        REPORT,
+        write("results/tables/x.csv", b"a\n\xff\n"),
+        ["x.csv is not a readable CSV file", "rerun"],
+    ),
+    "a table of the audit without its columns": (
+        "report",
+        REPORT,
+        write("results/tables/audit.csv", "finding\nx\n"),
+        ["audit.csv lacks the columns paper"],
     ),
     "a record that is cut off": (
         "runs",
