@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    accelerate,
     as_released,
     audit,
     case_study,
@@ -42,6 +43,7 @@ COMMANDS = {
     "runs": runs_command.main,
     "strategy": strategy.main,
     "embedded": embedded.main,
+    "accelerate": accelerate.main,
 }
 
 
@@ -211,6 +213,48 @@ ARGUMENTS: dict[str, Case] = {
     ),
     "report: unknown flag": ("report", ["--all"], None, ["unrecognized arguments: --all", "--help"]),
     "embedded: unknown task": ("embedded", ["--tasks", "sst2"], None, ["--tasks", "'sst2'", "vader_sentiment"]),
+}
+
+OWN = ["--model", "model", "--task-data", "data/mood/train.csv", "--results", "r", "--device", "cpu", "--quiet"]
+
+
+def own(content: str, *arguments: str) -> tuple[list[str], Spoil]:
+    """Other rows of the user's own file."""
+    return [*OWN, *arguments], rows(content)
+
+
+TEXTS = "".join(f"a film {i},{i % 2}\n" for i in range(40))
+ARGUMENTS |= {
+    f"accelerate: {what}": ("accelerate", arguments, spoil, parts)
+    for what, (arguments, spoil), parts in (
+        ("no rows", ([], None), ["required: --task-data", "--help"]),
+        ("no such file", ([*OWN, "--task-data", "x.csv"], None), ["no file x.csv"]),
+        ("a folder as file", ([*OWN, "--task-data", "data"], None), ["no file data"]),
+        ("another format", ([*OWN, "--task-data", "model/config.json"], None), ["none of .parquet, .jsonl"]),
+        ("too few rows", ([*OWN], None), ["16 rows", "at least 40"]),
+        ("target of one", ([*OWN, "--target-speedup", "1"], None), ["--target-speedup", "greater than 1"]),
+        ("target that is none", ([*OWN, "--target-speedup", "nan"], None), ["--target-speedup", "got nan"]),
+        ("infinite target", ([*OWN, "--target-speedup", "inf"], None), ["--target-speedup", "got inf"]),
+        ("unknown method", ([*OWN, "--method", "transkimer"], None), ["did you mean 'transkimmer'"]),
+        ("method without a knob", ([*OWN, "--method", "deformer"], None), ["nothing to choose", "use deebert, lat"]),
+        ("no trials", ([*OWN, "--trials", "0"], None), ["--trials must be at least 1"]),
+        ("negative seed", ([*OWN, "--seed", "-1"], None), ["--seed", "-1"]),
+        ("no such column", own(f"sentence,label\n{TEXTS}", "--label-column", "mark"), ["no column 'mark'", "sentence"]),
+        ("no label", own(f"sentence,mark\n{TEXTS}"), ["none of its columns (sentence, mark)", "--label-column"]),
+        ("two texts", own(f"a,b,label\n{TEXTS.replace(',', ',c,')}"), ["which of a, b, label", "--text-columns"]),
+        ("one class", own("text,label\n" + "a,1\n" * 40), ["one class only"]),
+        ("labels that are names", own("text,label\n" + "".join(f"a,n{i}\n" for i in range(40))), ["--regression"]),
+        ("empty text", own(f"text,label\n{TEXTS} ,1\n"), ["train.csv, row 41", "empty"]),
+        ("empty label", own(f"text,label\n{TEXTS}b,\n"), ["train.csv, row 41", "is empty"]),
+        ("values that are none", own(f"text,label\n{TEXTS}b,\n", "--regression"), ["row 41", "finite number"]),
+        ("method that cannot do values", own(f"text,label\n{TEXTS}b,0.5\n", "--method", "deebert"), ["regression"]),
+        ("output that is something else", own(f"text,label\n{TEXTS}", "--output", "data"), ["is no saved model"]),
+        (
+            "validation without the column",
+            own(f"text,label\n{TEXTS}", "--validation", "data/mood/validation.csv"),
+            ["validation.csv lacks the column 'text'"],
+        ),
+    )
 }
 
 CONFIG = "model/config.json"
