@@ -6,7 +6,7 @@ index work) is not counted, for the dense model and for every method alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -19,22 +19,22 @@ from torch.nn import functional as F
 from methods.backbone import Backbone, build_model, head_of
 from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Traits, build_options
 from methods.encoder import MODES, encode
+from methods.native import class_of, with_head
 from methods.recipes import Stage, Trial, fine_tuning_stage
 from methods.registry import lookup
+from methods.saving import SavedModel
 from methods.state import Decision, Inputs, StateOptions, TokenState
 from methods.teacher import Teacher
 from methods.trace import Trace
 
 
-class TokenReducer(transformers.PreTrainedModel):
+class TokenReducer(SavedModel):
     """Base class of all methods: one stock model, one set of options, hooks that decide what is still computed.
 
     A method overrides the hooks it needs (`before_layer`, `after_attention`, `after_layer`), `losses` for its loss
     terms, and `stages` for its recipe. In `train()` it runs masked, in `eval()` packed; `mode` forces either.
     """
 
-    config_class = ReducerConfig
-    base_model_prefix = "model"
     method_name: ClassVar[str]
     options_class: ClassVar[type[Options]] = Options
     traits: ClassVar[Traits]
@@ -65,9 +65,9 @@ class TokenReducer(transformers.PreTrainedModel):
     @classmethod
     def around(cls, model: transformers.PreTrainedModel, **options: Any) -> TokenReducer:
         """Wrap `model`, whose weights are shared, not copied."""
-        head_of(model)
+        headed = with_head(cls, head_of(model))
         checked = build_options(cls.options_class, cls.method_name, options)
-        reducer = cls(ReducerConfig.of(cls.method_name, checked, model), model)
+        reducer = headed(ReducerConfig.of(cls.method_name, checked, model), model)
         reducer.train(model.training)
         # transformers wraps `to` such that type checkers take it for a plain function, without its `self`.
         return reducer.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
@@ -80,7 +80,18 @@ class TokenReducer(transformers.PreTrainedModel):
         options = build_options(self.options_class, self.method_name, vars(self.options) | changes)
         self.check_options(options)
         self.options = options
-        self.config.options = asdict(options)
+        self.config.options, self.config.facts = asdict(options), {}
+
+    def press(self, pressure: float) -> None:
+        """Turn the knob of a trained model: at 0 it saves nothing or little, at 1 as much as the method can."""
+        knob = self.traits.knob
+        if knob is None or not knob.after_training:
+            raise ValueError(f"{self.method_name} has no option that changes its speed after training")
+        self.set_options(**{knob.option: knob.at(pressure)})
+
+    def operating_points(self, found: Mapping[str, Any]) -> list[tuple[dict[str, Any], float, float]]:
+        """Of what a `search` found: (options, score, speed-up) of each setting that was scored and may be chosen."""
+        return []
 
     # Hooks
 
@@ -384,4 +395,4 @@ def load(path: str, **kwargs: Any) -> TokenReducer:
         raise ValueError(f"'{path}' is neither a folder that holds a saved reducer nor one on the hub") from error
     if not isinstance(config, ReducerConfig) or config.model_type != ReducerConfig.model_type:
         raise ValueError(f"'{path}' holds a '{config.model_type}' model, not a saved reducer")
-    return lookup(config.method).from_pretrained(path, config=config, use_safetensors=True, **kwargs)
+    return class_of(config).from_pretrained(path, config=config, **kwargs)

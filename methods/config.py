@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
@@ -13,11 +14,44 @@ from transformers.utils import ModelOutput
 from methods.trace import Trace
 
 PADDINGS = ("none", "batch", "sequence")
+SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """A method's knobs: frozen, plain values, checked when built. Subclasses add fields."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knob:
+    """The option that trades accuracy for speed, turned where a speed-up is wished for rather than a setting.
+
+    Attributes:
+        option: its name.
+        least, most: the values between which it is worth trying; the speed-up grows from the first to the second.
+        log: values are spaced evenly in their logarithm.
+        after_training: `TokenReducer.press` turns it on the trained model; else it has to be trained with.
+    """
+
+    option: str
+    least: float = 0.0
+    most: float = 1.0
+    log: bool = False
+    after_training: bool = False
+
+    def at(self, pressure: float) -> float:
+        """The value at a pressure in [0, 1], of three digits: 0 is `least`, 1 is `most`."""
+        if self.log:
+            return float(f"{self.least ** (1 - pressure) * self.most**pressure:.3g}")
+        return float(f"{self.least + (self.most - self.least) * pressure:.3g}")
+
+    def pressure(self, value: float) -> float:
+        """The pressure at which a value stands, in [0, 1]; the inverse of `at`."""
+        if self.log:
+            place = math.log(value / self.least) / math.log(self.most / self.least) if value > 0 else 0.0
+        else:
+            place = (value - self.least) / (self.most - self.least)
+        return min(1.0, max(0.0, place))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +68,7 @@ class Traits:
         pads: what happens to padding in a padded setting: "removed" (never computed) or "computed" (like real tokens).
         published_cost: the name among `TokenReducer.extra_costs` that the paper's own speed-ups count; "" where they
             count all that is executed.
+        knob: what to turn for another speed-up; None where nothing does.
     """
 
     title: str
@@ -46,6 +81,7 @@ class Traits:
     released_removes: bool = False
     pads: str = "removed"
     published_cost: str = ""
+    knob: Knob | None = None
 
 
 class ReducerConfig(transformers.PreTrainedConfig):
@@ -60,12 +96,14 @@ class ReducerConfig(transformers.PreTrainedConfig):
         options: dict[str, Any] | None = None,
         backbone_class: str = "BertForSequenceClassification",
         backbone_config: dict[str, Any] | None = None,
+        facts: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.method = method
         self.options = dict(options or {})
         self.backbone_class = backbone_class
         self.backbone_config = dict(backbone_config or {"model_type": "bert"})
+        self.facts = dict(facts or {})  # for the model card, see `methods.card.Facts`
         super().__init__(**kwargs)
 
     @classmethod
@@ -80,6 +118,7 @@ class ReducerConfig(transformers.PreTrainedConfig):
             id2label=config.id2label,
             label2id=config.label2id,
             problem_type=config.problem_type,
+            **{name: getattr(config, name, None) for name in SPECIAL_TOKENS},
         )
 
     def stock_config(self) -> transformers.PreTrainedConfig:
