@@ -224,7 +224,7 @@ ARGUMENTS: dict[str, Case] = {
     "runs: unknown task": ("runs", ["list", "--task", "x", "--results", "results"], None, ["task 'x'; there is rte"]),
     "runs: unknown method": ("runs", ["list", "--method", "x", "--results", "results"], None, ["there is ltp"]),
     "strategy: no records": ("strategy", ["--results", "data"], None, ["no finished runs in", "--results"]),
-    "strategy: unknown method": ("strategy", ["--methods", "lta"], None, ["no method 'lta'", "did you mean 'lat'"]),
+    "strategy: unknown method": ("strategy", ["--methods", "ltpp"], None, ["no method 'ltpp'", "mean 'ltp'"]),
     "strategy: random has no curve": ("strategy", ["--methods", "random"], None, ["the method that it follows"]),
     "strategy: unknown flag": ("strategy", ["--all"], None, ["unrecognized arguments: --all", "--help"]),
     "report: no folder": ("report", ["--results", "nowhere"], None, ["--results nowhere is not a folder"]),
