@@ -12,7 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import as_released, audit, case_study, embedded, experiment_data, glue, long, report, runs_command
+from benchmarks import (
+    accelerate,
+    as_released,
+    audit,
+    case_study,
+    embedded,
+    experiment_data,
+    glue,
+    long,
+    report,
+    runs_command,
+)
 from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.runs import RunStore
@@ -30,6 +41,7 @@ COMMANDS = {
     "report": report.main,
     "runs": runs_command.main,
     "embedded": embedded.main,
+    "accelerate": accelerate.main,
 }
 
 
@@ -60,6 +72,7 @@ def spoilt(good, tmp_path, monkeypatch) -> Path:
 Spoil = Callable[[Path], object]
 LOCAL = ["--profile", "local", "--model", "model", "--data-dir", "data", "--tasks", "mood", "--results", "r"]
 LOCAL += ["--device", "cpu", "--quiet", "--jobs", "1", "--methods", "dense"]
+RAY = [*LOCAL[:-4], "--executor", "ray", "--methods", "dense"]
 
 
 def write(place: str, content: str | bytes) -> Spoil:
@@ -120,6 +133,28 @@ ARGUMENTS: dict[str, Case] = {
     ),
     "glue: misspelt padding": ("glue", [*LOCAL, "--padding", "batched"], None, ["--padding takes none, batch"]),
     "glue: no jobs": ("glue", [*LOCAL, "--jobs", "0"], None, ["--jobs must be at least 1, got 0"]),
+    "glue: unknown executor": ("glue", [*LOCAL, "--executor", "slurm"], None, ["--executor", "'slurm'", "ray"]),
+    "glue: address without Ray": ("glue", [*LOCAL, "--address", "auto"], None, ["--address is for --executor ray"]),
+    "glue: GPUs without Ray": ("glue", [*LOCAL, "--gpus-per-run", "1"], None, ["--gpus-per-run is for --executor ray"]),
+    "glue: address of another form": ("glue", [*RAY, "--address", "ray://head"], None, ["auto, local or HOST:PORT"]),
+    "glue: port out of range": (
+        "glue",
+        [*RAY, "--address", "127.0.0.1:99999"],
+        None,
+        ["127.0.0.1:99999: nobody listens"],
+    ),
+    "glue: nobody at the address": ("glue", [*RAY, "--address", "127.0.0.1:1"], None, ["127.0.0.1:1: nobody listens"]),
+    "glue: no CPU": ("glue", [*RAY, "--cpus-per-run", "0"], None, ["--cpus-per-run must be above 0, got 0"]),
+    "glue: CPUs that are no number": ("glue", [*RAY, "--cpus-per-run", "nan"], None, ["--cpus-per-run", "got nan"]),
+    "glue: one and a half CPUs": ("glue", [*RAY, "--cpus-per-run", "1.5"], None, ["whole number, got 1.5"]),
+    "glue: fewer than no GPUs": ("glue", [*RAY, "--gpus-per-run", "-1"], None, ["--gpus-per-run must be 0 or more"]),
+    "glue: GPUs for runs on a CPU": ("glue", [*RAY, "--gpus-per-run", "1"], None, ["--gpus-per-run with --device cpu"]),
+    "glue: no GPU for runs on one": (
+        "glue",
+        [*RAY, "--device", "cuda", "--gpus-per-run", "0"],
+        None,
+        ["--gpus-per-run 0 with --device cuda", "0.5"],
+    ),
     "glue: no rows": ("glue", [*LOCAL, "--max-train-samples", "0"], None, ["--max-train-samples must be at least 1"]),
     "glue: fewer than no rows": ("glue", [*LOCAL, "--max-eval-samples", "-5"], None, ["--max-eval-samples", "got -5"]),
     "glue: too short": ("glue", [*LOCAL, "--max-length", "2"], None, ["no room for text"]),
@@ -215,6 +250,48 @@ ARGUMENTS: dict[str, Case] = {
     ),
     "report: unknown flag": ("report", ["--all"], None, ["unrecognized arguments: --all", "--help"]),
     "embedded: unknown task": ("embedded", ["--tasks", "sst2"], None, ["--tasks", "'sst2'", "vader_sentiment"]),
+}
+
+OWN = ["--model", "model", "--task-data", "data/mood/train.csv", "--results", "r", "--device", "cpu", "--quiet"]
+
+
+def own(content: str, *arguments: str) -> tuple[list[str], Spoil]:
+    """Other rows of the user's own file."""
+    return [*OWN, *arguments], rows(content)
+
+
+TEXTS = "".join(f"a film {i},{i % 2}\n" for i in range(40))
+ARGUMENTS |= {
+    f"accelerate: {what}": ("accelerate", arguments, spoil, parts)
+    for what, (arguments, spoil), parts in (
+        ("no rows", ([], None), ["required: --task-data", "--help"]),
+        ("no such file", ([*OWN, "--task-data", "x.csv"], None), ["no file x.csv"]),
+        ("a folder as file", ([*OWN, "--task-data", "data"], None), ["no file data"]),
+        ("another format", ([*OWN, "--task-data", "model/config.json"], None), ["none of .parquet, .jsonl"]),
+        ("too few rows", ([*OWN], None), ["16 rows", "at least 40"]),
+        ("target of one", ([*OWN, "--target-speedup", "1"], None), ["--target-speedup", "greater than 1"]),
+        ("target that is none", ([*OWN, "--target-speedup", "nan"], None), ["--target-speedup", "got nan"]),
+        ("infinite target", ([*OWN, "--target-speedup", "inf"], None), ["--target-speedup", "got inf"]),
+        ("unknown method", ([*OWN, "--method", "transkimer"], None), ["did you mean 'transkimmer'"]),
+        ("method without a knob", ([*OWN, "--method", "deformer"], None), ["nothing to choose", "use deebert, lat"]),
+        ("no trials", ([*OWN, "--trials", "0"], None), ["--trials must be at least 1"]),
+        ("negative seed", ([*OWN, "--seed", "-1"], None), ["--seed", "-1"]),
+        ("no such column", own(f"sentence,label\n{TEXTS}", "--label-column", "mark"), ["no column 'mark'", "sentence"]),
+        ("no label", own(f"sentence,mark\n{TEXTS}"), ["none of its columns (sentence, mark)", "--label-column"]),
+        ("two texts", own(f"a,b,label\n{TEXTS.replace(',', ',c,')}"), ["which of a, b, label", "--text-columns"]),
+        ("one class", own("text,label\n" + "a,1\n" * 40), ["one class only"]),
+        ("labels that are names", own("text,label\n" + "".join(f"a,n{i}\n" for i in range(40))), ["--regression"]),
+        ("empty text", own(f"text,label\n{TEXTS} ,1\n"), ["train.csv, row 41", "empty"]),
+        ("empty label", own(f"text,label\n{TEXTS}b,\n"), ["train.csv, row 41", "is empty"]),
+        ("values that are none", own(f"text,label\n{TEXTS}b,\n", "--regression"), ["row 41", "finite number"]),
+        ("method that cannot do values", own(f"text,label\n{TEXTS}b,0.5\n", "--method", "deebert"), ["regression"]),
+        ("output that is something else", own(f"text,label\n{TEXTS}", "--output", "data"), ["is no saved model"]),
+        (
+            "validation without the column",
+            own(f"text,label\n{TEXTS}", "--validation", "data/mood/validation.csv"),
+            ["validation.csv lacks the column 'text'"],
+        ),
+    )
 }
 
 CONFIG = "model/config.json"
