@@ -136,8 +136,6 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
     assert next(iter(pins)) == "torch" and pins["torch"] == "2.13.0"
     assert not [version for version in pins.values() if not re.fullmatch(r"[\w.]+", version)]  # no paths, no local tags
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
-    needed = [Requirement(text) for group in groups for text in group]
-    for requirement in (one for one in needed if one.name != project["name"]):  # extras may name each other
     for requirement in (Requirement(text) for group in groups for text in group):
         if requirement.name == project["name"]:  # another of its own extras
             assert requirement.extras <= set(project["optional-dependencies"])
