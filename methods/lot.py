@@ -30,7 +30,7 @@ from methods.state import Decision, Inputs, StateOptions, TokenState
 ROUTER_SIZE = 256
 INITIALIZER_STD = 0.02
 PROCESS_BIAS = 5.0  # at first a token is processed with probability sigmoid(10)
-SHORT_TOP_P = 0.5
+SHORT_TOP_P = 0.4
 LONG_TASKS = ("squad_v2", "20news", "yelp", "imdb")  # not trained by the public GLUE script, whose rate is lower
 CHOICES = {
     "forward": ("leap", "as_released"),
