@@ -169,7 +169,7 @@ class Ltp(TokenReducer):
         soft = Stage(
             name=SOFT,
             epochs=10 if task.name in SMALL_TASKS else 1,
-            groups=(_thresholds(learning_rate=2e-5), ParameterGroup(learning_rate=2e-5)),
+            groups=(_thresholds(2e-5), ParameterGroup(learning_rate=2e-5)),
             **shared,
         )
         return [
@@ -179,9 +179,9 @@ class Ltp(TokenReducer):
         ]
 
 
-def _thresholds(**speed: float) -> ParameterGroup:
+def _thresholds(learning_rate: float = 0.0, travel: float | None = None) -> ParameterGroup:
     """Clipped apart from the weights: 1 / T makes these gradients large."""
-    return ParameterGroup(patterns=("thresholds",), clipped=False, **speed)
+    return ParameterGroup(patterns=("thresholds",), learning_rate=learning_rate, travel=travel, clipped=False)
 
 
 def _hard(stage: Stage, learning_rate: float) -> Stage:
