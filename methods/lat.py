@@ -61,6 +61,7 @@ class LatOptions(Options):
         protect_cls: False lets [CLS] go like any token, as the public code does for spans; only for span heads.
         operating_point: of the front: "cheapest" that scores no less than full length less `tolerance` (the paper's
             dagger), "best" score (its star), or best score at a `speedup` of at least so much.
+        tolerance, speedup: see `operating_point`.
         search_iterations, search_seeds, mutants, crossovers: budget of the search [G, 20, n_m, n_c].
         mutation_probability: that a mutant's layer is drawn anew [p_m].
     """
