@@ -80,7 +80,7 @@ class TokenReducer(SavedModel):
         options = build_options(self.options_class, self.method_name, vars(self.options) | changes)
         self.check_options(options)
         self.options = options
-        self.config.options = asdict(options)
+        self.config.options, self.config.facts = asdict(options), {}
 
     def press(self, pressure: float) -> None:
         """Turn the knob of a trained model: at 0 it saves nothing or little, at 1 as much as the method can."""
