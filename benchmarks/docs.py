@@ -46,7 +46,7 @@ def pages(root: Path = PROJECT_ROOT) -> list[Path]:
 def _facts(name: str, root: Path) -> str:
     cls = _class(name)
     traits = cls.traits
-    heads = [head if head not in traits.unsupported else f"not {head}" for head in HEADS]
+    heads = [head for head in HEADS if head not in traits.unsupported]
     reasons = [f"{head.replace('_', ' ')}: {reason}" for head, reason in traits.unsupported.items()]
     knob = "none"
     if traits.knob is not None:
@@ -69,7 +69,7 @@ def _departures(name: str, root: Path) -> str:
     """The module's docstring from its second line on, which names the paper and says where the code departs from it."""
     module = sys.modules[_class(name).__module__]
     body = (inspect.getdoc(module) or "").partition("\n\n")[2]
-    joined = re.sub(r"\n(?=Departures|Ours|Not covered|Idea|No paper)", "\n\n", body)
+    joined = re.sub(r"\n(?=Departures|Ours|Not covered)|(?<=\d)\n(?=[A-Z])", "\n\n", body)
     paragraphs = [" ".join(paragraph.split()) for paragraph in joined.split("\n\n")]
     linked = [re.sub(r"(?<![(<])https?://[^\s,]+?(?=[.,]?(?:\s|$))", r"<\g<0>>", one) for one in paragraphs]
     return "\n\n".join(linked)
