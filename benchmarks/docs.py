@@ -79,7 +79,12 @@ def _options(name: str, root: Path) -> str:
     cls = _class(name)
     said, short = _attributes(cls.options_class), _task_options(cls, "short")
     rows = [
-        (f"`{item.name}`", f"`{item.default!r}`", f"`{short[item.name]!r}`" if item.name in short else "", said[item.name])
+        (
+            f"`{item.name}`",
+            f"`{item.default!r}`",
+            f"`{short[item.name]!r}`" if item.name in short else "",
+            said[item.name],
+        )
         for item in fields(cls.options_class)
     ]
     return _table(("Option", "Default", "Short recipe", "Meaning"), rows) if rows else "It has none."
