@@ -1,6 +1,6 @@
-"""The pictures in `docs/concepts.md`: what happens to tokens that a layer does not compute. `python -m plots.mechanisms`.
+"""The pictures in `docs/concepts.md`: what becomes of tokens that a layer does not compute.
 
-Drawn from the patterns below, not from a trained model: they show rules, not results.
+`python -m plots.mechanisms` draws them from the patterns below, not from a trained model: they show rules, not results.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.cli import run_command
@@ -132,7 +133,7 @@ def leap() -> Drawing:
     drawing.frame(TEXT)
     for column, own in enumerate(computes):
         stops = (0, *own, 5)
-        for low, high in zip(stops, stops[1:], strict=False):
+        for low, high in pairwise(stops):
             drawing.rise(column, low, high, dashed=high - low > 1)
         for layer in own:
             drawing.box(column, layer, COMPUTED)
@@ -170,7 +171,8 @@ def segments() -> Drawing:
         drawing.box(column, 5, PALE, name, INK)
     x, bottom, top = drawing.x(4) - GAP[0] / 2, drawing.y(0) + CELL[1], drawing.y(3) - 8
     drawing.parts.append(
-        f'<line x1="{x:g}" y1="{bottom}" x2="{x:g}" y2="{top}" stroke="#b3261e" stroke-width="3" stroke-dasharray="2 3"/>'
+        f'<line x1="{x:g}" y1="{bottom}" x2="{x:g}" y2="{top}" stroke="#b3261e" stroke-width="3" '
+        'stroke-dasharray="2 3"/>'
     )
     return drawing
 

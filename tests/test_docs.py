@@ -1,4 +1,4 @@
-"""The documentation: every block of code runs, generated parts are what the code says, and it builds without warnings."""
+"""The documentation: every block of code runs, generated parts say what the code says, it builds without warnings."""
 
 from __future__ import annotations
 
