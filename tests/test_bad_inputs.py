@@ -23,6 +23,7 @@ from benchmarks import (
     long,
     report,
     runs_command,
+    strategy,
 )
 from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
@@ -40,6 +41,7 @@ COMMANDS = {
     "case_study": case_study.main,
     "report": report.main,
     "runs": runs_command.main,
+    "strategy": strategy.main,
     "embedded": embedded.main,
     "accelerate": accelerate.main,
 }
@@ -241,6 +243,10 @@ ARGUMENTS: dict[str, Case] = {
     "runs: unknown status": ("runs", ["list", "--status", "bad"], None, ["--status", "'bad'"]),
     "runs: unknown task": ("runs", ["list", "--task", "x", "--results", "results"], None, ["task 'x'; there is rte"]),
     "runs: unknown method": ("runs", ["list", "--method", "x", "--results", "results"], None, ["there is ltp"]),
+    "strategy: no records": ("strategy", ["--results", "data"], None, ["no finished runs in", "--results"]),
+    "strategy: unknown method": ("strategy", ["--methods", "ltpp"], None, ["no method 'ltpp'", "mean 'ltp'"]),
+    "strategy: random has no curve": ("strategy", ["--methods", "random"], None, ["the method that it follows"]),
+    "strategy: unknown flag": ("strategy", ["--all"], None, ["unrecognized arguments: --all", "--help"]),
     "report: no folder": ("report", ["--results", "nowhere"], None, ["--results nowhere is not a folder"]),
     "report: nothing in it": (
         "report",
