@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import pkgutil
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -15,19 +17,24 @@ import pytest
 import torch
 import transformers
 
+import benchmarks
 import methods
+import plots
 from benchmarks import cli, docs, readme
 from benchmarks.environment import PROJECT_ROOT
-from benchmarks.runs import RunStore
 from methods.registry import unregister
 from plots import mechanisms
 from tests.cases import CASES
 from tests.small_world import write_model, write_sentences
-from tests.test_runs import config, record_of
 from tests.tiny import make_batch
 
 PAGES = {path.relative_to(PROJECT_ROOT).as_posix(): path for path in (PROJECT_ROOT / "README.md", *docs.pages())}
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
+COMMANDS = {
+    f"{package.__name__}.{found.name}": importlib.import_module(f"{package.__name__}.{found.name}")
+    for package in (benchmarks, plots)
+    for found in pkgutil.iter_modules(package.__path__)
+}
 # What a reader's folder holds that follows the pages; hub names stand for the tiny model.
 HUB_NAMES = ("google-bert/bert-base-uncased",)
 REPRODUCE = re.compile(r"^  (\w+) {2,}", re.MULTILINE)
@@ -53,7 +60,8 @@ def folder(tmp_path_factory):
     (root / "reviews.csv").write_text("\n".join(["review,sentiment", *lines[1:]]) + "\n")
     (root / "DIR").mkdir()
     (root / "results").symlink_to(PROJECT_ROOT / "results")
-    RunStore(root / "own").write(config(), record_of(config()))
+    for part in ("runs", "tables"):
+        shutil.copytree(PROJECT_ROOT / "results" / part, root / "own" / part)
     torch.manual_seed(0)
     stock = transformers.BertForSequenceClassification.from_pretrained(root / "model", num_labels=2)
     for name in ("skimming", "faster"):
@@ -68,7 +76,10 @@ def reader(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("SKIMBENCH_HOME", str(folder / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(cli, "OWN_RESULTS", folder / "own")
+    for module in (cli, *COMMANDS.values()):
+        if hasattr(module, "OWN_RESULTS"):
+            monkeypatch.setattr(module, "OWN_RESULTS", folder / "own")
+    monkeypatch.setattr(COMMANDS["benchmarks.case_study"], "PAGE", folder / "own" / "case_study.html")
     for loader in (transformers.AutoTokenizer, transformers.AutoModelForSequenceClassification):
         original = loader.from_pretrained
 
@@ -128,14 +139,8 @@ def installs(words):
 
 def main_of(module):
     """The function behind `python -m MODULE`."""
-    source = importlib.import_module(module)
-    return source.main if hasattr(source, "main") else source.SUITE.main if hasattr(source, "SUITE") else runs_main()
-
-
-def runs_main():
-    from benchmarks import runs_command
-
-    return runs_command.main
+    source = COMMANDS[module]
+    return source.main if hasattr(source, "main") else COMMANDS["benchmarks.runs_command"].main
 
 
 def help_of(main):
