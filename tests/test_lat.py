@@ -135,7 +135,7 @@ def test_the_published_rule_for_spans_lets_the_first_token_go():
 @pytest.mark.parametrize("head", ["classification", "regression"])
 def test_heads_that_read_the_first_token_protect_it(head):
     """Pitfall 6"""
-    with pytest.raises(ValueError, match=f"protect_cls=False is for span heads; a {head} head reads"):
+    with pytest.raises(ValueError, match=f"protect_cls=False is for heads over tokens; a {head} head reads"):
         lat(head=head, protect_cls=False)
 
 
