@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.checkpoints import EPOCH, Partial, into_reducer, of_reducer
+from benchmarks.checkpoints import EPOCH, SEARCH, Partial, Snapshot, into_reducer, of_reducer
 from benchmarks.data import Feature, batches, collate
+from benchmarks.plain import content_hash
 from methods import Stage, TokenReducer, Trial
 from methods.recipes import ParameterGroup, assign_parameters, peak_rate, rate_factor
 
@@ -80,7 +81,7 @@ def train_stage(
         features: tokenised training rows. seed: of the order of rows and of dropout and sampling.
         on_update: told the rows of each update, for progress.
         trial: scores a reducer on held-out training rows; needed where the stage selects the best epoch or searches.
-        partial: where checkpoints are kept after epochs and gone on from.
+        partial: where checkpoints are kept, after epochs and between trials of a search, and gone on from.
     Returns:
         Plain data for the record: updates, seconds, mean loss terms of the last tenth, means of what the method
         observed, what a search found.
@@ -116,7 +117,11 @@ def train_stage(
     reducer.end_stage(stage)
     reducer.requires_grad_(True)
     reducer.eval()
-    found = reducer.search(stage, lambda: trial(reducer)) if stage.search and trial is not None else None
+    found = None
+    if stage.search and trial is not None:
+        trials = _Trials(reducer, stage, trial, partial or Partial(None), started)
+        found = reducer.search(stage, trials)
+        started = trials.started
     seconds, tail = time.perf_counter() - started, position.tail
     means = {name: sum(terms[name] for terms in tail) / len(tail) for name in tail[0]} if tail else {}
     outcome = {"stage": stage.name, "updates": updates, "seconds": round(seconds, 3), "loss_terms": means}
@@ -250,3 +255,39 @@ class _Best:
     def restore(self) -> None:
         if self.weights is not None:
             self._reducer.load_state_dict(self.weights)
+
+
+class _Trials:
+    """The trials of a stage's search, each setting of the options once: a killed search goes through those that it has
+    had without computing them, so that it comes to the same end.
+
+    Attributes:
+        started: when the stage would have been started, had it not been interrupted; see `time.perf_counter`.
+    """
+
+    def __init__(
+        self,
+        reducer: TokenReducer,
+        stage: Stage,
+        trial: Callable[[TokenReducer], Trial],
+        partial: Partial,
+        started: float,
+    ) -> None:
+        self._reducer, self._stage, self._trial, self._partial = reducer, stage, trial, partial
+        self._known: dict[str, dict[str, float]] = {}
+        self.started = started
+        snapshot = partial.load(SEARCH)
+        if snapshot is not None and snapshot.state["stage"] == stage.name:
+            self._known = snapshot.state["trials"]
+            self.started = min(started, time.perf_counter() - snapshot.state["seconds"])
+
+    def __call__(self) -> Trial:
+        """How the reducer does with its present options."""
+        key = content_hash(vars(self._reducer.options))
+        if key not in self._known:
+            self._known[key] = asdict(self._trial(self._reducer))
+            if self._partial.is_due():
+                seconds = time.perf_counter() - self.started
+                state = {"stage": self._stage.name, "trials": self._known, "seconds": seconds}
+                self._partial.save(SEARCH, Snapshot({}, state))
+        return Trial(**self._known[key])

@@ -241,7 +241,7 @@ class Lot(TokenReducer):
         """What saliency is taken of: the logit of the gold class, not its loss; (batch,).
 
         Our extension: the sum of the gold logits of a span's start and end (none where the answer lies outside the
-        text) or of several labels at once; in regression, the output.
+        text), of all labelled tokens or of several labels at once; in regression, the output.
         """
         if self.backbone.head == "regression":
             return logits.sum(dim=1)
@@ -250,6 +250,10 @@ class Lot(TokenReducer):
             places = labels.clamp(0, length)
             chosen = logits.gather(1, places.clamp(max=length - 1).unsqueeze(1)).squeeze(1)
             return chosen.masked_fill(places == length, 0.0).sum(dim=1)
+        if self.backbone.head == "token_classification":
+            labelled = labels >= 0
+            chosen = logits.gather(2, labels.clamp(min=0).unsqueeze(2)).squeeze(2)
+            return chosen.masked_fill(~labelled, 0.0).sum(dim=1)
         if labels.is_floating_point():
             return (logits * labels).sum(dim=1)
         return logits.gather(1, labels.unsqueeze(1)).squeeze(1)

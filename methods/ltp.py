@@ -146,7 +146,7 @@ class Ltp(TokenReducer):
     def state_options(self) -> StateOptions:
         return StateOptions(
             training=self.training,
-            forwards=self.backbone.head == "span_qa",
+            forwards=self.backbone.reads_tokens,
             noisy_scores=self.options.noisy_scores,
             refine_removed=self.options.mask_only,
         )

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from methods.backbone import TOKEN_HEADS
 from methods.base import TokenReducer
 from methods.config import Knob, Options, Traits
 from methods.counts import check_counts, check_layers, counted_tokens, most_attended
@@ -111,7 +112,9 @@ class PowerBert(TokenReducer):
         dropped="discarded",
         strategy="searched",
         pads="computed",
-        unsupported={"span_qa": "removed tokens are discarded, only [CLS] reaches the head (paper, section 3)"},
+        unsupported=dict.fromkeys(
+            TOKEN_HEADS, "removed tokens are discarded, only [CLS] reaches the head (paper, section 3)"
+        ),
         knob=Knob(option="search_weight", least=1e-5, most=0.3, log=True),
     )
 

@@ -1,0 +1,1 @@
+"""Figures: plain rows in, a matplotlib Figure out; nothing here measures or looks for files."""
