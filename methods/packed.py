@@ -37,7 +37,7 @@ class PackedState(TokenState):
         self.positions = self._flat % mask.shape[1]
         self.sequences = torch.arange(mask.shape[0], device=mask.device)  # input row of each sequence still here
         self._set_counts(rows.sum(dim=1))
-        self._keep_states = options.forwards and backbone.head == "span_qa"
+        self._keep_states = options.forwards and backbone.reads_tokens
         self._entry = torch.arange(len(self._flat), device=mask.device)  # row at entry of each row now
         self._stopped: Tensor | None = None  # (rows at entry, hidden_size): last states of tokens dropped so far
         self._logits: Tensor | None = None  # (batch, num_labels) of sequences that exited
@@ -120,8 +120,8 @@ class PackedState(TokenState):
             self._land()
 
     def outputs(self, backbone: Backbone) -> Tensor:
-        if backbone.head == "span_qa":
-            return self._spans(backbone)
+        if backbone.reads_tokens:
+            return self._of_tokens(backbone)
         if self.finished and self._logits is not None:
             return self._logits
         logits = backbone.classify(self.first_tokens())
@@ -234,10 +234,10 @@ class PackedState(TokenState):
         starts = change.nonzero().squeeze(1)
         return starts.diff(append=starts.new_tensor([len(segments)]))
 
-    def _spans(self, backbone: Backbone) -> Tensor:
+    def _of_tokens(self, backbone: Backbone) -> Tensor:
         hidden = self.hidden
         if self._stopped is not None:
             hidden = self._stopped.index_copy(0, self._entry, hidden)
-        logits, real = backbone.span(hidden), self.trace.attention_mask
+        logits, real = backbone.read_tokens(hidden), self.trace.attention_mask
         lowest = torch.finfo(logits.dtype).min
         return pad(logits, self._rows, lowest).masked_fill(~real.unsqueeze(-1), lowest)
