@@ -14,11 +14,11 @@ from typing import Any
 
 import methods
 from benchmarks.errors import UserError
+from benchmarks.experiments import KIND, TURNED_KIND
 from benchmarks.plain import canonical_json, plain
 from benchmarks.runs import CorruptRecord, Record, read_record
 from benchmarks.tasks import OFFICIAL_ROWS, TASKS
 
-TRAINED, TURNED = "finetune", "evaluate"  # kinds: trained and scored; scored again with another setting
 USER_SKIM_WEIGHT = 0.5  # of tasks that are folders of the user's
 
 
@@ -84,7 +84,7 @@ def read_comparisons(results: Path, tasks: Sequence[str] = ()) -> list[Compariso
         UserError: no finished records, or none of a task that was asked for; it says what there is.
     """
     found: dict[str, list[Record]] = {}
-    for kind in (TRAINED, TURNED):
+    for kind in (KIND, TURNED_KIND):
         for path in sorted((results / "runs" / kind).glob("*/*.json")):
             try:
                 record = read_record(path)
@@ -123,11 +123,19 @@ def _common(config: Mapping[str, Any]) -> str:
 
 def own_settings(records: Iterable[Record]) -> list[Record]:
     """Those that are the recipe's own setting, not a point of a sweep, nor what other runs start from."""
-    return [record for record in records if record["kind"] == TRAINED and is_own(record["config"])]
+    return [record for record in records if record["kind"] == KIND and is_own(record["config"])]
 
 
-def is_own(config: Mapping[str, Any]) -> bool:
-    """Whether a trained run has the options of its recipe; of the dense model, its stages too."""
+def operating_points(records: Iterable[Record]) -> list[Record]:
+    """Those that differ from the recipe's own setting in what their method's sweep turns at most."""
+    return [record for record in records if is_own(record["config"], but_sweep=True)]
+
+
+def is_own(config: Mapping[str, Any], *, but_sweep: bool = False) -> bool:
+    """Whether a run has its recipe's options; those that its method's sweep turns may differ if so asked.
+
+    The dense model has none; its stages count.
+    """
     cls = methods.lookup(config["method"])
     name, recipe = config["task"], config["recipe"]
     described = TASKS.get(name)
@@ -140,5 +148,7 @@ def is_own(config: Mapping[str, Any]) -> bool:
     if config["method"] == "dense":
         holds_out = config["extra"]["held_out"] and "stride" not in config["extra"]  # span tasks always hold rows out
         return not holds_out and config["stages"] == plain(cls.recipe_stages(task, recipe), "stages")
-    options = vars(cls.options_class(**cls.task_options(task, recipe)))
-    return dict(config["options"]) == plain(options, "options")
+    options = plain(vars(cls.options_class(**cls.task_options(task, recipe))), "options")
+    retrained = but_sweep and cls.sweep is not None and cls.sweep.retrains
+    turned = cls.sweep_options(1.0, options, 1) if retrained else {}
+    return all(value == config["options"].get(name) for name, value in options.items() if name not in turned)
