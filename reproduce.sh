@@ -10,6 +10,7 @@ Usage: ./reproduce.sh TARGET [ARGUMENTS...]
   setup   make .venv with the pinned versions and prepare the embedded data
   glue    Table 3: every method on GLUE, or on the embedded data where there is no GPU (python -m benchmarks.glue)
   long    Table 4: every method on long texts: SQuAD v2, 20News, Yelp, IMDB, or embedded ones (python -m benchmarks.long)
+  latency time of every method against dense models, interleaved, beside the FLOPs (python -m benchmarks.latency)
   audit   the papers' tables against their own arithmetic; Tables 1 and 2 (python -m benchmarks.audit)
   test    the test-suite (python -m pytest)
   help    this text
@@ -77,8 +78,8 @@ target=${1:-help}
 if [ $# -gt 0 ]; then shift; fi
 case $target in
   help | -h | --help) usage; exit ;;
-  setup | glue | long | audit | test) ;;
-  *) say "unknown target '$target'; the targets are setup, glue, long, audit, test and help"; exit 2 ;;
+  setup | glue | long | latency | audit | test) ;;
+  *) say "unknown target '$target'; the targets are setup, glue, long, latency, audit, test and help"; exit 2 ;;
 esac
 
 if [ "${NO_INSTALL:-}" = 1 ]; then
@@ -97,6 +98,6 @@ fi
 
 case $target in
   setup) say "ready; next: ./reproduce.sh glue" ;;
-  glue | long | audit) exec "$python" -m "benchmarks.$target" "$@" ;;
+  glue | long | latency | audit) exec "$python" -m "benchmarks.$target" "$@" ;;
   test) exec "$python" -m pytest "$@" ;;
 esac

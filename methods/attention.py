@@ -163,7 +163,7 @@ def packed_attention(
         if received is None or diagonal is None:
             output = F.scaled_dot_product_attention(q, k, v, attn_mask=added, dropout_p=dropout)
         else:
-            output, received[rows], diagonal[rows] = _attention_with_scores(q, k, v, added, dropout)
+            output, received[rows], diagonal[rows] = attention_with_scores(q, k, v, added, dropout)
         context[rows] = output.transpose(1, 2)
     return context, received, diagonal
 
@@ -187,7 +187,7 @@ def _groups(query_lengths: list[int], key_lengths: list[int], device: torch.devi
     return spans
 
 
-def _attention_with_scores(
+def attention_with_scores(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, chunk: int = 64
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attention in chunks of query rows, so that no (queries x keys) matrix of all rows is ever held.

@@ -52,7 +52,9 @@ def test_help_is_instant_and_names_every_target(project, arguments) -> None:
     start = time.perf_counter()
     done = reproduce(project, *arguments)
     assert done.returncode == 0 and time.perf_counter() - start < 2
-    assert all(f"\n  {target} " in done.stdout for target in ("setup", "glue", "long", "audit", "test", "help"))
+    assert all(
+        f"\n  {target} " in done.stdout for target in ("setup", "glue", "long", "latency", "audit", "test", "help")
+    )
 
 
 def test_an_unknown_target_is_one_sentence_and_status_2(project) -> None:
@@ -63,7 +65,13 @@ def test_an_unknown_target_is_one_sentence_and_status_2(project) -> None:
 
 @pytest.mark.parametrize(
     ("target", "module"),
-    [("glue", "benchmarks.glue"), ("long", "benchmarks.long"), ("audit", "benchmarks.audit"), ("test", "pytest")],
+    [
+        ("glue", "benchmarks.glue"),
+        ("long", "benchmarks.long"),
+        ("latency", "benchmarks.latency"),
+        ("audit", "benchmarks.audit"),
+        ("test", "pytest"),
+    ],
 )
 def test_no_install_runs_the_given_python_and_makes_nothing(project, target, module) -> None:
     done = reproduce(project, target, "--flag", "two words", NO_INSTALL="1")
