@@ -68,7 +68,7 @@ def compare(experiment: Experiment, store: RunStore) -> Record:
     """The record of one comparison; the method is trained first where no run of it is there."""
     from dataclasses import replace
 
-    from benchmarks.experiments import trained
+    from benchmarks.running import trained
 
     reducer = trained(experiment, store)
     config = replace(
@@ -83,7 +83,7 @@ def _compute(experiment: Experiment, reducer: TokenReducer) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from benchmarks.experiments import evaluation_features
+    from benchmarks.experiment_data import evaluation_features
     from benchmarks.metrics import score
 
     task = experiment.task
@@ -124,7 +124,7 @@ def run_split(reducer: TokenReducer, features: Sequence[Feature], experiment: Ex
 
     from benchmarks.data import batches, collate
     from benchmarks.evaluate import BATCH_SIZE
-    from benchmarks.experiments import padding_id
+    from benchmarks.experiment_data import padding_id
 
     compute, pad_id, options = experiment.setting.compute, padding_id(experiment.model), reducer.options
     if released:

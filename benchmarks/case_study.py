@@ -39,7 +39,7 @@ ACROSS = 3  # methods beside each other on a terminal
 BARS = " ▁▂▃▄▅▆▇█"
 SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 JOINT = "\N{MIDDLE DOT}"  # between the sub-words of a word
-_CHECKPOINT = re.compile(r"(?P<task>.+)-(?P<method>[a-z0-9_+]+)-[0-9a-f]{12}")  # as experiments.checkpoint_folder
+_CHECKPOINT = re.compile(r"(?P<task>.+)-(?P<method>[a-z0-9_+]+)-[0-9a-f]{12}")  # as running.checkpoint_folder
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Job:
 
     def settled(self, store: RunStore) -> Record | None:
         """The record that makes this job needless, or None."""
-        from benchmarks.experiments import checkpoint_folder
+        from benchmarks.running import checkpoint_folder
 
         record = store.settled(self.experiment.config())
         absent = record is not None and record["status"] == "ok" and self.weights
@@ -204,7 +204,7 @@ def _end_with_parent() -> None:
 
 
 def _work(job: Job, store: RunStore) -> Record:
-    from benchmarks.experiments import run, trained
+    from benchmarks.running import run, trained
 
     if job.weights and store.settled(job.experiment.config()) is not None:
         trained(job.experiment, store, _tell)

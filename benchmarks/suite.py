@@ -241,7 +241,8 @@ def _line(name: str, record: Record) -> str:
 
 
 def _units(session: Session, experiment: Experiment) -> float:
-    from benchmarks.experiments import data_identity, work
+    from benchmarks.experiment_data import data_identity
+    from benchmarks.experiments import work
 
     splits = data_identity(experiment)["splits"]
     train = splits[experiment.task.train_split]["rows"]

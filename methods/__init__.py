@@ -8,9 +8,11 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from methods.base import TokenReducer, create, load
+from methods.card import Facts
 from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Traits
 from methods.recipes import ParameterGroup, Stage, Trial
 from methods.registry import available, lookup, register
+from methods.stage_callback import StageCallback
 from methods.state import Decision, Inputs, TokenState
 from methods.trace import Trace
 
@@ -20,12 +22,14 @@ for _module in iter_modules(__path__):
 __all__ = [
     "PADDINGS",
     "Decision",
+    "Facts",
     "Inputs",
     "Options",
     "ParameterGroup",
     "ReducerConfig",
     "ReducerOutput",
     "Stage",
+    "StageCallback",
     "TokenReducer",
     "TokenState",
     "Trace",

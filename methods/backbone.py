@@ -18,7 +18,12 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-HEADS = ("classification", "regression", "span_qa")
+ARCHITECTURES = {  # head -> how the names of the stock classes that carry it end
+    "classification": "ForSequenceClassification",
+    "regression": "ForSequenceClassification",
+    "span_qa": "ForQuestionAnswering",
+}
+HEADS = tuple(ARCHITECTURES)
 StockModule = Any  # a stock model, encoder or layer, whose parts differ by family and are found by name
 
 
@@ -264,17 +269,20 @@ def head_of(model: nn.Module) -> str:
     Raises:
         ValueError: a family or a head that is not supported.
     """
-    config: Any = getattr(model, "config", None)
-    family = getattr(config, "model_type", type(model).__name__)
+    return head_named(type(model).__name__, getattr(model, "config", None))
+
+
+def head_named(architecture: str, config: Any) -> str:
+    """Which of `HEADS` the class named `architecture` carries under `config`; see `head_of`."""
+    family = getattr(config, "model_type", architecture)
     if family not in SPECS:
         raise ValueError(f"backbone '{family}' is not supported; use one of: {', '.join(SPECS)}")
-    name = type(model).__name__
-    if name.endswith("ForQuestionAnswering"):
-        return "span_qa"
-    if name.endswith("ForSequenceClassification"):
-        regression = config.num_labels == 1 or config.problem_type == "regression"
-        return "regression" if regression else "classification"
-    raise ValueError(f"{name} has no supported head; use a *ForSequenceClassification or *ForQuestionAnswering model")
+    head = next((head for head, suffix in ARCHITECTURES.items() if architecture.endswith(suffix)), None)
+    if head is None:
+        kinds = ", ".join(f"*{suffix}" for suffix in dict.fromkeys(ARCHITECTURES.values()))
+        raise ValueError(f"{architecture} has no supported head; use a model of these kinds: {kinds}")
+    regression = head == "classification" and (config.num_labels == 1 or config.problem_type == "regression")
+    return "regression" if regression else head
 
 
 def build_model(architecture: str, config: transformers.PreTrainedConfig) -> transformers.PreTrainedModel:
@@ -283,7 +291,7 @@ def build_model(architecture: str, config: transformers.PreTrainedConfig) -> tra
     Raises:
         ValueError: `architecture` is not a supported task model class.
     """
-    allowed = architecture.endswith(("ForSequenceClassification", "ForQuestionAnswering"))
+    allowed = architecture.endswith(tuple(ARCHITECTURES.values()))
     if not allowed or config.model_type not in SPECS or not hasattr(transformers, architecture):
         raise ValueError(f"cannot build '{architecture}' with a '{config.model_type}' configuration")
     return getattr(transformers, architecture)(config)

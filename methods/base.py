@@ -19,22 +19,22 @@ from torch.nn import functional as F
 from methods.backbone import Backbone, build_model, head_of
 from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Traits, build_options
 from methods.encoder import MODES, encode
+from methods.native import class_of, with_head
 from methods.recipes import Stage, Trial, fine_tuning_stage
 from methods.registry import lookup
+from methods.saving import SavedModel
 from methods.state import Decision, Inputs, StateOptions, TokenState
 from methods.teacher import Teacher
 from methods.trace import Trace
 
 
-class TokenReducer(transformers.PreTrainedModel):
+class TokenReducer(SavedModel):
     """Base class of all methods: one stock model, one set of options, hooks that decide what is still computed.
 
     A method overrides the hooks it needs (`before_layer`, `after_attention`, `after_layer`), `losses` for its loss
     terms, and `stages` for its recipe. In `train()` it runs masked, in `eval()` packed; `mode` forces either.
     """
 
-    config_class = ReducerConfig
-    base_model_prefix = "model"
     method_name: ClassVar[str]
     options_class: ClassVar[type[Options]] = Options
     traits: ClassVar[Traits]
@@ -65,9 +65,9 @@ class TokenReducer(transformers.PreTrainedModel):
     @classmethod
     def around(cls, model: transformers.PreTrainedModel, **options: Any) -> TokenReducer:
         """Wrap `model`, whose weights are shared, not copied."""
-        head_of(model)
+        headed = with_head(cls, head_of(model))
         checked = build_options(cls.options_class, cls.method_name, options)
-        reducer = cls(ReducerConfig.of(cls.method_name, checked, model), model)
+        reducer = headed(ReducerConfig.of(cls.method_name, checked, model), model)
         reducer.train(model.training)
         # transformers wraps `to` such that type checkers take it for a plain function, without its `self`.
         return reducer.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
@@ -390,4 +390,4 @@ def load(path: str, **kwargs: Any) -> TokenReducer:
         raise ValueError(f"'{path}' is neither a folder that holds a saved reducer nor one on the hub") from error
     if not isinstance(config, ReducerConfig) or config.model_type != ReducerConfig.model_type:
         raise ValueError(f"'{path}' holds a '{config.model_type}' model, not a saved reducer")
-    return lookup(config.method).from_pretrained(path, config=config, use_safetensors=True, **kwargs)
+    return class_of(config).from_pretrained(path, config=config, **kwargs)

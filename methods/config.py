@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from methods.trace import Trace
 
 PADDINGS = ("none", "batch", "sequence")
+SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +61,14 @@ class ReducerConfig(transformers.PreTrainedConfig):
         options: dict[str, Any] | None = None,
         backbone_class: str = "BertForSequenceClassification",
         backbone_config: dict[str, Any] | None = None,
+        facts: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.method = method
         self.options = dict(options or {})
         self.backbone_class = backbone_class
         self.backbone_config = dict(backbone_config or {"model_type": "bert"})
+        self.facts = dict(facts or {})  # for the model card, see `methods.card.Facts`
         super().__init__(**kwargs)
 
     @classmethod
@@ -80,6 +83,7 @@ class ReducerConfig(transformers.PreTrainedConfig):
             id2label=config.id2label,
             label2id=config.label2id,
             problem_type=config.problem_type,
+            **{name: getattr(config, name, None) for name in SPECIAL_TOKENS},
         )
 
     def stock_config(self) -> transformers.PreTrainedConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,21 @@ class Trace:
         self.first_lengths: Tensor | None = None
         # Layers run, each with flat positions b * N + i (packed) or a (B, N) mask (masked).
         self._computed: list[tuple[int, Tensor]] = []
+
+    def __len__(self) -> int:
+        return len(self.input_lengths)
+
+    def __getitem__(self, row: int) -> Trace:
+        """The trace of one sequence, as a batch of one; pipelines take batches apart with it."""
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"sequence {row} of a batch of {len(self)}")
+        row %= len(self)
+        one = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(one, name, value[row : row + 1])
+        one._computed = [(layer, mask) for layer, mask in enumerate(self.keep_masks[row].unsqueeze(1)) if mask.any()]
+        return one
 
     def record_attention(self, layer: int, sequences: Tensor, tokens: Tensor, pairs: Tensor) -> None:
         """Note that `sequences` (S,) ran the attention of `layer` with `tokens` (S,) queries and `pairs` (S,)."""

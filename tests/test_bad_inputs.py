@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import as_released, audit, case_study, embedded, experiments, glue, long, runs_command
+from benchmarks import as_released, audit, case_study, embedded, experiment_data, glue, long, runs_command
 from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.runs import RunStore
@@ -51,7 +51,7 @@ def spoilt(good, tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("SKIMBENCH_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "w")
     for cache in ("_rows", "_features", "_split_identity", "padding_id"):  # the cases share names of folders
-        getattr(experiments, cache).cache_clear()
+        getattr(experiment_data, cache).cache_clear()
     return tmp_path / "w"
 
 

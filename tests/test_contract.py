@@ -8,7 +8,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import methods
 from tests.cases import CASES, EVERY
-from tests.tiny import FAMILIES, HEADS, LENGTHS, batch_for, labels_for, logits_of, tiny_model, tiny_reducer
+from tests.tiny import (
+    FAMILIES,
+    HEADS,
+    LENGTHS,
+    batch_for,
+    in_own_memory,
+    labels_for,
+    logits_of,
+    tiny_model,
+    tiny_reducer,
+)
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -208,11 +218,13 @@ def test_save_and_load_give_identical_logits(name, family, head, tmp_path):
     reducer = tiny_reducer(name, family, head)
     batch = batch_for(reducer)
     reducer.save_pretrained(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     loaded = methods.load(tmp_path).eval()
     assert type(loaded) is type(reducer) and loaded.options == reducer.options
+    weights, read = reducer.state_dict(), loaded.state_dict()
+    assert weights.keys() == read.keys() and all(torch.equal(weights[name], read[name]) for name in weights)
     with torch.no_grad():
-        a, b = reducer(**batch), loaded.double()(**batch)
+        a, b = (in_own_memory(model)(**batch) for model in (reducer, loaded))
     assert torch.equal(logits_of(a, batch["attention_mask"]), logits_of(b, batch["attention_mask"]))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import executor, experiments, runs
+from benchmarks import executor, running, runs
 from benchmarks.executor import Job, execute
 from benchmarks.runs import RunConfig, RunStore
 from tests.test_runs import config, described
@@ -61,7 +61,7 @@ def forked(monkeypatch, tmp_path):
     monkeypatch.setenv("SKIMBENCH_HOME", str(tmp_path))
     monkeypatch.setattr(runs, "environment", described)
     monkeypatch.setattr(executor, "_processes", processes)
-    monkeypatch.setattr(experiments, "run", lambda fake, store, tell: store.run(fake.config(), fake.compute))
+    monkeypatch.setattr(running, "run", lambda fake, store, tell: store.run(fake.config(), fake.compute))
 
 
 def finished(first, store, jobs, follow=lambda job, record: ()) -> dict[int, str]:
@@ -106,8 +106,8 @@ def test_followers_run_and_settled_jobs_start_nothing(tmp_path):
 def test_a_start_without_its_weights_is_made_again(tmp_path, monkeypatch):
     notes, store = tmp_path / "notes", RunStore(tmp_path / "r")
     weights = tmp_path / "weights"
-    monkeypatch.setattr(experiments, "checkpoint_folder", lambda fake: weights)
-    monkeypatch.setattr(experiments, "trained", lambda fake, store, tell: fake.compute() and weights.mkdir())
+    monkeypatch.setattr(running, "checkpoint_folder", lambda fake: weights)
+    monkeypatch.setattr(running, "trained", lambda fake, store, tell: fake.compute() and weights.mkdir())
     plain, start = Job(experiment=Fake(1, notes)), Job(experiment=Fake(1, notes), weights=True)
     for job, times in ((plain, 1), (plain, 1), (start, 2), (start, 2)):
         finished([job], store, 1)
@@ -135,7 +135,7 @@ def test_an_error_of_one_run_is_its_record(tmp_path, monkeypatch):
 
     good, bad = Job(experiment=Fake(1, notes)), Job(experiment=Fake(2, notes))
     monkeypatch.setattr(
-        experiments,
+        running,
         "run",
         lambda fake, store, tell: store.run(
             fake.config(), lambda: fake.compute() if fake.number == 1 else compute(fake)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks import checkpoints, experiments, files
+from benchmarks import checkpoints, experiment_data, files, running
 from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.executor import _end_with_parent
@@ -141,14 +141,14 @@ def test_a_sweep_killed_at_twenty_moments_ends_as_an_undisturbed_one(world, tmp_
 
 
 def test_two_commands_together_compute_each_run_once(world, sweep, tmp_path, monkeypatch):
-    compute, computed = experiments._compute, tmp_path / "computed"
+    compute, computed = running._compute, tmp_path / "computed"
 
     def noting(experiment, *others):
         with computed.open("a") as stream:
             stream.write(f"{experiment.config().hash}\n")
         return compute(experiment, *others)
 
-    monkeypatch.setattr(experiments, "_compute", noting)
+    monkeypatch.setattr(running, "_compute", noting)
     children = [in_child(lambda: run_command(main, sweep), tmp_path / f"output{n}") for n in (1, 2)]
     for number, child in enumerate(children, 1):
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -159,7 +159,7 @@ def test_two_commands_together_compute_each_run_once(world, sweep, tmp_path, mon
 
 def test_ctrl_c_keeps_finished_runs_and_says_so(world, sweep, tmp_path, monkeypatch):
     """In the middle of the second run's training."""
-    train = experiments.train_stage
+    train = running.train_stage
     stages = []
 
     def interrupted(*arguments, on_update, **others):
@@ -173,7 +173,7 @@ def test_ctrl_c_keeps_finished_runs_and_says_so(world, sweep, tmp_path, monkeypa
         return train(*arguments, on_update=told, **others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiments, "train_stage", interrupted)
+        patch.setattr(running, "train_stage", interrupted)
         child = in_child(lambda: run_command(main, sweep), tmp_path / "output")
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     said = (tmp_path / "output").read_text()
@@ -262,17 +262,17 @@ def test_a_data_file_that_goes_missing_mid_way(world, sweep, tmp_path, monkeypat
     (data / "mood").rename(data / "temper")
     write_sentences(data, rows=64)
     arguments = [*sweep, "--data-dir", str(data), "--tasks", "mood", "temper"]
-    run = experiments.run
+    run = running.run
 
     def losing(experiment, *others):
         if experiment.task.name == "temper":
             (data / "temper" / "train.csv").rename(data / "gone.csv")
-            for cache in (experiments._rows, experiments._features, experiments._split_identity):
+            for cache in (experiment_data._rows, experiment_data._features, experiment_data._split_identity):
                 cache.cache_clear()
         return run(experiment, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiments, "run", losing)
+        patch.setattr(running, "run", losing)
         assert run_command(main, arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "no rows of split 'train'" in error and str(data / "temper") in error

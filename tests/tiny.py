@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import transformers
 from torch import Tensor
@@ -97,3 +99,10 @@ def logits_of(output: methods.ReducerOutput, mask: Tensor | None = None) -> Tens
         return output.logits
     assert output.start_logits is not None and output.end_logits is not None and mask is not None
     return torch.stack((output.start_logits, output.end_logits), dim=-1) * mask.unsqueeze(-1)
+
+
+def in_own_memory(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy whose weights lie as torch aligns them. Loaded ones lie where the file has them, and kernels of some
+    processors round otherwise at such addresses, so that equal weights give logits that differ in the last bit.
+    """
+    return copy.deepcopy(model)

@@ -1,0 +1,192 @@
+"""Experiments run: each trained stage by stage and scored once, kept as a record and weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+
+import methods
+from benchmarks.checkpoints import Partial, UnusableCheckpoint, remove_partial
+from benchmarks.embedded import skimbench_home
+from benchmarks.evaluate import evaluate
+from benchmarks.experiment_data import evaluation_features, padding_id, training_features
+from benchmarks.experiments import Experiment, units_per_row
+from benchmarks.files import writing
+from benchmarks.models import load_model
+from benchmarks.runs import Record, RunStore
+from benchmarks.squad_scores import tuned_threshold
+from benchmarks.train import train_stage
+from methods import Stage, TokenReducer, Trial
+from methods.recipes import FINE_TUNE
+
+Report = Callable[[float], None]
+
+
+def run(experiment: Experiment, store: RunStore, report: Report = lambda units: None) -> Record:
+    """The record of an experiment, computing it if there is none; `report` is told units of work done."""
+    record = store.run(experiment.config(), lambda: _compute(experiment, store, report))
+    if record["status"] == "ok":
+        remove_partial(record["config_hash"])
+    return record
+
+
+def trained(experiment: Experiment, store: RunStore, report: Report = lambda units: None) -> TokenReducer:
+    """The trained reducer of an experiment, in eval mode; trained again where only its record is left."""
+    folder = checkpoint_folder(experiment)
+    record = run(experiment, store, report)
+    if record["status"] != "ok":
+        raise RuntimeError(f"{experiment.label} failed before: {record['error']}")
+    if not folder.is_dir():
+        with store.lock(experiment.config()):
+            if not folder.is_dir():
+                _compute(experiment, store, report)
+                remove_partial(record["config_hash"])
+    return methods.load(str(folder)).eval()
+
+
+def checkpoint_folder(experiment: Experiment) -> Path:
+    """Where the trained weights of an experiment lie; an ignored folder, made again when needed."""
+    return skimbench_home() / "checkpoints" / f"{experiment.task.name}-{experiment.method}-{experiment.config().hash}"
+
+
+def _compute(experiment: Experiment, store: RunStore, report: Report) -> dict[str, Any]:
+    """Train and score; goes on from the checkpoints of a killed process, where there are any."""
+    with Partial.open(experiment.config().hash, store.opened_at if store.force else "") as partial:
+        try:
+            return _train_and_score(experiment, store, report, partial)
+        except UnusableCheckpoint as error:
+            partial.refuse(error)
+            return _train_and_score(experiment, store, report, partial)
+
+
+def _train_and_score(experiment: Experiment, store: RunStore, report: Report, partial: Partial) -> dict[str, Any]:
+    task, setting = experiment.task, experiment.setting
+    features, held_out = training_features(experiment)
+    pad_id = padding_id(experiment.model)
+    reducer = _fresh(experiment)
+
+    def trial(candidate: TokenReducer) -> Trial:
+        result = evaluate(candidate, held_out, task, pad_id, compute=setting.compute)
+        cost = result.cost["padding"]["none"]
+        macs, dense = 1e9 * cost["method_gmacs_mean"], 1e9 * cost["dense_gmacs_mean"]
+        return Trial(score=result.scores[task.metric], macs=macs, dense_macs=dense)
+
+    finished, history = partial.resume(reducer)
+    for number, stage in enumerate(experiment.stages):
+        if number < finished:
+            continue
+        _set_teacher(experiment, stage, reducer, store, report)
+        _load_start(experiment, stage, number, reducer, store, report)
+        if stage.name == FINE_TUNE and experiment.method != "dense":
+            continue  # the shared dense run trained it, and it was loaded as the stage's result
+        outcome = train_stage(
+            reducer,
+            stage,
+            features,
+            pad_id,
+            seed=experiment.seed,
+            compute=setting.compute,
+            on_update=_in_units(report, units_per_row(stage)),
+            trial=trial if held_out else None,
+            partial=partial,
+        )
+        history.append(outcome)
+        partial.finish_stage(number, reducer, history)
+    threshold = None
+    if task.kind == "span_qa":
+        threshold = tuned_threshold(evaluate(reducer, held_out, task, pad_id, compute=setting.compute).answers or [])
+    splits = {
+        split: _evaluate_split(experiment, split, reducer, pad_id, report, threshold) for split in task.eval_splits
+    }
+    _save(reducer, checkpoint_folder(experiment))
+    return _metrics(experiment, splits, history, reducer)
+
+
+def _metrics(
+    experiment: Experiment, splits: dict[str, Any], history: list[dict[str, Any]], reducer: TokenReducer
+) -> dict[str, Any]:
+    """What a record says: the score is that of the first split."""
+    task = experiment.task
+    first = splits[task.eval_splits[0]]
+    return {
+        "metric": task.metric,
+        "score": first["scores"][task.metric],
+        "keep_ratio": first["cost"]["keep_ratio"],
+        "splits": splits,
+        "training": history,
+        "train_seconds": round(sum(stage["seconds"] for stage in history), 3),
+        "options_after_training": dict(reducer.config.options),
+    }
+
+
+def _in_units(report: Report, per_row: float) -> Callable[[int], None]:
+    """Tells `report` of each number of rows as units of work."""
+    return lambda rows: report(rows * per_row)
+
+
+def _fresh(experiment: Experiment) -> TokenReducer:
+    """The method on the pre-trained model, head and predictors drawn from the seed."""
+    torch.manual_seed(experiment.seed)
+    model = load_model(experiment.model, experiment.task)
+    reducer = methods.create(experiment.method, model, **experiment.options)
+    return reducer.to(experiment.setting.compute.device)  # type: ignore[arg-type]  # as in `TokenReducer.around`
+
+
+def _load_start(
+    experiment: Experiment, stage: Stage, number: int, reducer: TokenReducer, store: RunStore, report: Report
+) -> None:
+    """Bring the backbone's weights to what a stage starts from (or, for the shared fine-tuning, ends with)."""
+    if experiment.method == "dense":
+        return
+    if stage.name == FINE_TUNE:
+        reducer.model.load_state_dict(trained(experiment.dense(stage), store, report).model.state_dict())
+    elif stage.start == "dense":
+        reducer.model.load_state_dict(trained(experiment.dense(), store, report).model.state_dict())
+    elif stage.start == "pretrained" and number > 0:
+        torch.manual_seed(experiment.seed)
+        reducer.model.load_state_dict(load_model(experiment.model, experiment.task).state_dict())
+
+
+def _set_teacher(experiment: Experiment, stage: Stage, reducer: TokenReducer, store: RunStore, report: Report) -> None:
+    """Give the stage the frozen model that it learns from."""
+    if stage.teacher == "dense":
+        reducer.set_teacher(trained(experiment.dense(), store, report).to(reducer.model.device).model)
+    else:
+        reducer.set_teacher(reducer.model if stage.teacher == "previous" else None)
+
+
+def _evaluate_split(
+    experiment: Experiment, split: str, reducer: TokenReducer, pad_id: int, report: Report, threshold: float | None
+) -> dict[str, Any]:
+    setting = experiment.setting
+    result = evaluate(
+        reducer,
+        evaluation_features(experiment, split),
+        experiment.task,
+        pad_id,
+        compute=setting.compute,
+        on_batch=report,
+        threshold=threshold,
+    )
+    return {"scores": result.scores, "cost": result.cost, "retention": result.retention}
+
+
+def _save(reducer: TokenReducer, folder: Path) -> None:
+    """Write the weights so that a killed command leaves a whole checkpoint or none."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with writing(folder):
+        try:
+            reducer.save_pretrained(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+        except safetensors.SafetensorError as error:  # how safetensors says that the disk is full
+            raise OSError(str(error)) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
