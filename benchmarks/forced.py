@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,7 +101,7 @@ class Forced:
         return answer
 
     def _replaced(self, name: str, state: TokenState, decision: Decision) -> Decision:
-        changes: dict[str, Tensor] = {}
+        changes: dict[str, Any] = {}
         if decision.keep is not None and self._keep is not None:
             changes["keep"] = state.at(self._keep[state.layer])
         if decision.leap is not None and self._keep is not None:

@@ -185,6 +185,7 @@ def _bench(arguments: argparse.Namespace, task_name: str) -> Bench:
     import dataclasses
 
     import torch
+    from torch import nn
 
     from benchmarks.cli import _device, _source
     from benchmarks.embedded import embedded_model_path, ensure_embedded, skimbench_home
@@ -212,7 +213,8 @@ def _bench(arguments: argparse.Namespace, task_name: str) -> Bench:
     else:
         model, identity = _random_model(task), RANDOM_SHAPE
     dtype = getattr(torch, arguments.dtype)
-    model = model.to(device=device, dtype=dtype).eval()
+    for module in (model, *(reducer for _, reducer in reducers)):
+        nn.Module.to(module, device=device, dtype=dtype).eval()
     return Bench(
         task=task,
         source=_source("embedded" if embedded else "local", arguments.data_dir),
@@ -220,7 +222,7 @@ def _bench(arguments: argparse.Namespace, task_name: str) -> Bench:
         model=model,
         identity=identity,
         methods=() if reducers else _methods(arguments.methods, task),
-        reducers=tuple((folder, reducer.to(device=device, dtype=dtype).eval()) for folder, reducer in reducers),
+        reducers=tuple(reducers),
         schedules=() if reducers else tuple(dict.fromkeys(arguments.schedule)),
         paddings=tuple(padding for padding in PADDINGS if padding in arguments.padding),
         rounds=arguments.rounds,
@@ -235,7 +237,7 @@ def _random_model(task: Task) -> PreTrainedModel:
     import transformers
 
     head = "QuestionAnswering" if task.kind == "span_qa" else "SequenceClassification"
-    config = transformers.BertConfig(num_labels=task.num_labels)
+    config = transformers.AutoConfig.for_model("bert", num_labels=task.num_labels)
     return getattr(transformers, f"BertFor{head}")(config)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import methods
-from benchmarks.data import LABELS, Feature, batch_indices, collate
+from benchmarks.data import LABELS, Feature, Padding, batch_indices, collate
 from benchmarks.errors import UserError
 from benchmarks.forced import Forced, geometric
 from methods import TokenReducer
@@ -42,12 +42,12 @@ class Texts:
         """Tokens of each text; (texts,) long."""
         return torch.tensor([len(feature["input_ids"]) for feature in self.features])
 
-    def batches(self, padding: str = "batch", *, by_length: bool = False) -> list[tuple[list[int], Batch]]:
+    def batches(self, padding: Padding = "batch", *, by_length: bool = False) -> list[tuple[list[int], Batch]]:
         """Indices of texts and their batch, padded to its longest text or to `sequence_length`."""
         indices = batch_indices(self.lengths.tolist(), self.batch_size, by_length=by_length)
         return [(chunk, self._batch([self.features[i] for i in chunk], padding)) for chunk in indices]
 
-    def _batch(self, features: list[Feature], padding: str) -> Batch:
+    def _batch(self, features: list[Feature], padding: Padding) -> Batch:
         length = self.sequence_length if padding == "sequence" else None
         whole = collate(features, self.pad_id, padding=padding, length=length)
         return {name: tensor.to(self.device) for name, tensor in whole.items() if name not in LABELS}

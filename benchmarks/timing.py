@@ -40,7 +40,7 @@ def interleave(
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     samples = {name: Samples() for name in subjects}
     for number in range(-warm_up, rounds):
-        order = list(subjects) if number % 2 == 0 else list(reversed(subjects))
+        order = list(subjects) if number % 2 == 0 else list(subjects)[::-1]
         for name in order:
             wall, cpu = timed(subjects[name], device)
             if number >= 0:
