@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -166,24 +166,27 @@ def comparison_table(records: Sequence[tuple[Experiment, Record]]) -> pd.DataFra
 
     import methods
 
-    rows = []
-    for experiment, record in records:
-        metrics = record["metrics"]
-        honest, released = metrics["honest"], metrics["released"]
-        changed = metrics["predictions_changed"]
-        low, high = (100 * value for value in released["score_range"])
-        rows.append(
-            {
-                "Method": methods.lookup(experiment.method).traits.title,
-                "Task": experiment.task.title,
-                "Removed": f"{100 * honest['score']:.1f} {honest['speedup']:.2f}x",
-                "As released": f"{100 * released['score']:.1f} {released['speedup']:.2f}x",
-                "Range of draws": f"{low:.1f} to {high:.1f}" if released["draws"] > 1 else "",
-                "Predictions changed": "" if changed is None else f"{100 * changed:.1f} %",
-                "Mean logit gap": f"{metrics['logit_gap_mean']:.3g} of {metrics['logit_size_mean']:.3g}",
-            }
-        )
+    rows = [
+        table_row(methods.lookup(experiment.method).traits.title, experiment.task.title, record["metrics"])
+        for experiment, record in records
+    ]
     return pd.DataFrame(rows)
+
+
+def table_row(method: str, task: str, metrics: Mapping[str, Any]) -> dict[str, str]:
+    """A record's line in the table, by column."""
+    honest, released = metrics["honest"], metrics["released"]
+    changed = metrics["predictions_changed"]
+    low, high = (100 * value for value in released["score_range"])
+    return {
+        "Method": method,
+        "Task": task,
+        "Removed": f"{100 * honest['score']:.1f} {honest['speedup']:.2f}x",
+        "As released": f"{100 * released['score']:.1f} {released['speedup']:.2f}x",
+        "Range of draws": f"{low:.1f} to {high:.1f}" if released["draws"] > 1 else "",
+        "Predictions changed": "" if changed is None else f"{100 * changed:.1f} %",
+        "Mean logit gap": f"{metrics['logit_gap_mean']:.3g} of {metrics['logit_size_mean']:.3g}",
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

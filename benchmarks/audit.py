@@ -94,11 +94,12 @@ def number_table(finding: Finding) -> pd.DataFrame:
     """A finding's figures as texts: each column with the decimals that its size asks for, fewer if they are all 0."""
     import pandas as pd
 
-    columns = {name: _texts(finding.column(name)) for name in finding.columns}
+    columns = {name: column_texts(finding.column(name)) for name in finding.columns}
     return pd.DataFrame(columns, columns=list(finding.columns))
 
 
-def _texts(values: Sequence[Value]) -> list[str]:
+def column_texts(values: Sequence[Value]) -> list[str]:
+    """The figures of one column as texts, see `number_table`."""
     floats = [abs(value) for value in values if isinstance(value, float)]
     largest = max(floats, default=0.0)
     most = 2 + sum(largest < size for size in (1, 0.1, 0.01)) if largest else 0

@@ -132,7 +132,7 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
     from benchmarks.train import Compute
 
     profile = arguments.profile or _default_profile(arguments)
-    device = _device(arguments.device)
+    device = chosen_device(arguments.device)
     for flag in ("max_train_samples", "max_eval_samples", "max_length", "jobs"):
         value = getattr(arguments, flag)
         if value is not None and value < 1:
@@ -154,7 +154,7 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
         setting=Setting(
             recipe=arguments.recipe or ("paper" if profile == "paper" else "short"),
             source=_source(profile, arguments.data_dir),
-            compute=Compute(device=device, dtype=arguments.dtype or _dtype(profile, device)),
+            compute=Compute(device=device, dtype=arguments.dtype or default_dtype(profile, device)),
             max_train_samples=arguments.max_train_samples,
             max_eval_samples=arguments.max_eval_samples,
         ),
@@ -227,7 +227,8 @@ def _models(profile: str, name: str | None, encoders: tuple[str, ...]) -> tuple[
     return (folder_model(embedded_model_path(), "MiniLM-L6"),)
 
 
-def _device(name: str | None) -> str:
+def chosen_device(name: str | None) -> str:
+    """The device that `--device` names, or the best there is; a UserError where it is not usable."""
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
@@ -235,7 +236,8 @@ def _device(name: str | None) -> str:
     return name or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _dtype(profile: str, device: str) -> str:
+def default_dtype(profile: str, device: str) -> str:
+    """Of matrix products, unless given: see `DTYPE_RULE`."""
     import torch
 
     from benchmarks.environment import environment

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 160  # columns where the output is no terminal
 
 
-def open_console() -> Console:
-    """The console that commands write their results to."""
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+def open_console(*, quiet: bool = False) -> Console:
+    """The console that commands write their results to; `quiet` writes nothing."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, quiet=quiet)
 
 
 def print_table(frame: pd.DataFrame, title: str, console: Console) -> None:

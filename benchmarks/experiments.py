@@ -23,13 +23,17 @@ KIND = "finetune"
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all runs of a command share."""
+    """What all runs of a command share.
+
+    `min_updates`: of every stage that trains, for sets so small that the recipe's epochs would teach little.
+    """
 
     recipe: str  # "paper" or "short"
     source: DataSource
     compute: Compute
     max_train_samples: int | None = None
     max_eval_samples: int | None = None
+    min_updates: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,7 @@ def plan(
     cls = methods.lookup(method)
     chosen = cls.task_options(task, setting.recipe) | dict(options or {})
     recipe = stages if stages is not None else tuple(cls.recipe_stages(task, setting.recipe, model.family))
+    recipe = tuple(stage.but(min_updates=max(stage.min_updates, setting.min_updates)) for stage in recipe)
     return Experiment(
         setting=setting,
         model=model,

@@ -161,7 +161,7 @@ def _delimited_columns(path: Path) -> dict[str, list[Any]]:
         fields.append(row)
     columns: dict[str, list[Any]] = {name: [row[i] for row in fields] for i, name in enumerate(header)}
     if "label" in columns:
-        columns["label"] = _numbers(columns["label"])
+        columns["label"] = numbers(columns["label"])
     return columns
 
 
@@ -186,7 +186,7 @@ def _tsv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                 yield number, line.rstrip("\n").split("\t")
 
 
-def _numbers(fields: list[str]) -> list[Any]:
+def numbers(fields: Sequence[str]) -> list[Any]:
     """Whole numbers if every field is one, else numbers if every field is one, else the fields; "" becomes None."""
     for convert in (int, float):
         try:

@@ -104,8 +104,28 @@ def _train_and_score(experiment: Experiment, store: RunStore, report: Report, pa
     splits = {
         split: _evaluate_split(experiment, split, reducer, pad_id, report, threshold) for split in task.eval_splits
     }
+    metrics = _metrics(experiment, splits, history, reducer)
+    _note(experiment, metrics, reducer)
     _save(reducer, checkpoint_folder(experiment))
-    return _metrics(experiment, splits, history, reducer)
+    return metrics
+
+
+def _note(experiment: Experiment, metrics: dict[str, Any], reducer: TokenReducer) -> None:
+    """Tell the reducer what its model card is to say."""
+    split = experiment.task.eval_splits[0]
+    cost = metrics["splits"][split]["cost"]
+    unpadded = cost["padding"]["none"]
+    reducer.note(
+        task=experiment.task.name,
+        split=split,
+        metric=metrics["metric"],
+        score=metrics["score"],
+        keep_ratio=cost["keep_ratio"],
+        gflops=2 * unpadded["method_gmacs_mean"],
+        dense_gflops=2 * unpadded["dense_gmacs_mean"],
+        padding="none",
+        record=experiment.config().hash,
+    )
 
 
 def _metrics(

@@ -6,7 +6,7 @@ index work) is not counted, for the dense model and for every method alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -80,7 +80,18 @@ class TokenReducer(SavedModel):
         options = build_options(self.options_class, self.method_name, vars(self.options) | changes)
         self.check_options(options)
         self.options = options
-        self.config.options = asdict(options)
+        self.config.options, self.config.facts = asdict(options), {}
+
+    def press(self, pressure: float) -> None:
+        """Turn the knob of a trained model: at 0 it saves nothing or little, at 1 as much as the method can."""
+        knob = self.traits.knob
+        if knob is None or not knob.after_training:
+            raise ValueError(f"{self.method_name} has no option that changes its speed after training")
+        self.set_options(**{knob.option: knob.at(pressure)})
+
+    def operating_points(self, found: Mapping[str, Any]) -> list[tuple[dict[str, Any], float, float]]:
+        """Of what a `search` found: (options, score, speed-up) of each setting that was scored and may be chosen."""
+        return []
 
     # Hooks
 

@@ -281,4 +281,5 @@ def _merged_traits(reducer: Traits, early_exit: Traits) -> Traits:
         strategy=f"{reducer.strategy}; {early_exit.strategy}",
         unsupported={**early_exit.unsupported, **reducer.unsupported},
         as_released={},
+        knob=None,  # that of the reducer and that of the exit would have to be turned together
     )

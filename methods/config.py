@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
@@ -22,6 +23,38 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Knob:
+    """The option that trades accuracy for speed, turned where a speed-up is wished for rather than a setting.
+
+    Attributes:
+        option: its name.
+        least, most: the values between which it is worth trying; the speed-up grows from the first to the second.
+        log: values are spaced evenly in their logarithm.
+        after_training: `TokenReducer.press` turns it on the trained model; else it has to be trained with.
+    """
+
+    option: str
+    least: float = 0.0
+    most: float = 1.0
+    log: bool = False
+    after_training: bool = False
+
+    def at(self, pressure: float) -> float:
+        """The value at a pressure in [0, 1], of three digits: 0 is `least`, 1 is `most`."""
+        if self.log:
+            return float(f"{self.least ** (1 - pressure) * self.most**pressure:.3g}")
+        return float(f"{self.least + (self.most - self.least) * pressure:.3g}")
+
+    def pressure(self, value: float) -> float:
+        """The pressure at which a value stands, in [0, 1]; the inverse of `at`."""
+        if self.log:
+            place = math.log(value / self.least) / math.log(self.most / self.least) if value > 0 else 0.0
+        else:
+            place = (value - self.least) / (self.most - self.least)
+        return min(1.0, max(0.0, place))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Traits:
     """What a method is and can do; tests, tables and figures read abilities here and nowhere else.
 
@@ -35,6 +68,7 @@ class Traits:
         pads: what happens to padding in a padded setting: "removed" (never computed) or "computed" (like real tokens).
         published_cost: the name among `TokenReducer.extra_costs` that the paper's own speed-ups count; "" where they
             count all that is executed.
+        knob: what to turn for another speed-up; None where nothing does.
     """
 
     title: str
@@ -47,6 +81,7 @@ class Traits:
     released_removes: bool = False
     pads: str = "removed"
     published_cost: str = ""
+    knob: Knob | None = None
 
 
 class ReducerConfig(transformers.PreTrainedConfig):

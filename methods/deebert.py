@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import TokenReducer
-from methods.config import Options, Traits
+from methods.config import Knob, Options, Traits
 from methods.exits import SPAN_REASON, exit_classifier, exit_macs
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, fine_tuning_stage, short_stage
 from methods.registry import register
@@ -83,6 +83,7 @@ class DeeBert(TokenReducer):
             "regression": "the entropy of a single output is always 0, so the exit rule is undefined",
             "span_qa": SPAN_REASON,
         },
+        knob=Knob(option="threshold", after_training=True),
     )
 
     def build(self) -> None:
@@ -117,6 +118,11 @@ class DeeBert(TokenReducer):
         if self.stage == RAMP_STAGE:
             return {"off_ramps": ramps}
         return super().losses(state, logits, inputs) | {"off_ramps": ramps}
+
+    def press(self, pressure: float) -> None:
+        """From no exit to all of them, finest near the greatest entropy, where little trained off-ramps all are."""
+        share = 1 - (1 - pressure) ** 4
+        self.set_options(threshold=share * math.log(self.backbone.num_labels) * (1 + 1e-6))
 
     def _threshold(self, layer: int) -> float:
         threshold = self.options.threshold

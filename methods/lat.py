@@ -15,7 +15,7 @@ several labels at once by their own divergences: ours, the paper has neither. Ba
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.base import TokenReducer
-from methods.config import Options, ReducerOutput, Traits
+from methods.config import Knob, Options, ReducerOutput, Traits
 from methods.counts import check_counts, check_layers, counted_tokens, most_attended
 from methods.encoder import encode
 from methods.lat_search import LEAST, Budget, Configuration, Space, length_drop, search
@@ -123,6 +123,7 @@ class Lat(TokenReducer):
         decision_input="attention",
         dropped="forwarded",
         strategy="searched",
+        knob=Knob(option="length_configuration", after_training=True),
     )
 
     def build(self) -> None:
@@ -228,6 +229,16 @@ class Lat(TokenReducer):
             self._pass = None
 
     # Search and cost
+
+    def press(self, pressure: float) -> None:
+        """Every layer keeps the same share of the tokens before it, 1 - pressure."""
+        self.set_options(length_configuration=length_drop(self.space, pressure))
+
+    def operating_points(self, found: Mapping[str, Any]) -> list[tuple[dict[str, Any], float, float]]:
+        """The front of a search; speed-ups are those of its trials."""
+        return [
+            ({"length_configuration": one["configuration"]}, one["score"], one["speedup"]) for one in found["front"]
+        ]
 
     @property
     def space(self) -> Space:

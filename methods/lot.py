@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import TokenReducer
-from methods.config import Options, Traits
+from methods.config import Knob, Options, Traits
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
@@ -173,6 +173,7 @@ class Lot(TokenReducer):
             "label_softmax": "all_positions",
             "sample_in_eval": True,
         },
+        knob=Knob(option="top_p", least=0.98, most=0.02),
     )
 
     def build(self) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import TokenReducer
-from methods.config import Options, Traits
+from methods.config import Knob, Options, Traits
 from methods.recipes import ParameterGroup, Stage, fine_tuning_stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
@@ -88,6 +88,7 @@ class Ltp(TokenReducer):
         dropped="discarded",
         strategy="learned",
         as_released={"mask_only": True},
+        knob=Knob(option="pruning_weight", least=1e-4, most=10.0, log=True),
     )
 
     def build(self) -> None:

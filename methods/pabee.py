@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import TokenReducer
-from methods.config import Options, Traits
+from methods.config import Knob, Options, Traits
 from methods.exits import SPAN_REASON, exit_classifier, exit_macs
 from methods.recipes import ParameterGroup, Stage, short_stage
 from methods.registry import register
@@ -69,6 +69,7 @@ class Pabee(TokenReducer):
         strategy="searched",
         pads="computed",
         unsupported={"span_qa": SPAN_REASON},
+        knob=Knob(option="patience", after_training=True),
     )
 
     def build(self) -> None:
@@ -94,6 +95,11 @@ class Pabee(TokenReducer):
             return Decision(overhead_macs=overhead)
         agreements = self._agreements(state, logits.detach())
         return Decision(exit=agreements == self.patience, logits=logits, overhead_macs=overhead)
+
+    def press(self, pressure: float) -> None:
+        """As many agreements as there are exits at pressure 0, which never exits, down to one."""
+        most = len(self.classifiers)
+        self.set_options(patience=most - round(pressure * (most - 1)))
 
     def _agreements(self, state: TokenState, logits: Tensor) -> Tensor:
         """How many exits in a row, up to this layer's, agreed with the one before; (sequences,) long.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import TokenReducer
-from methods.config import Options, Traits
+from methods.config import Knob, Options, Traits
 from methods.counts import check_counts, check_layers, counted_tokens, most_attended
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, fine_tuning_stage, short_stage
 from methods.registry import register
@@ -111,6 +111,7 @@ class PowerBert(TokenReducer):
         strategy="searched",
         pads="computed",
         unsupported={"span_qa": "removed tokens are discarded, only [CLS] reaches the head (paper, section 3)"},
+        knob=Knob(option="search_weight", least=1e-5, most=0.3, log=True),
     )
 
     def build(self) -> None:

@@ -66,7 +66,15 @@ class SavedModel(transformers.PreTrainedModel):
     def note(self, **facts: Any) -> None:
         """Remember what was measured of this model, for its card; see `methods.card.Facts`. None forgets a fact.
 
+        `train()` and `set_options` forget all: what was measured no longer holds.
+
         Raises:
             ValueError: an unknown fact, or a value that is no text or number.
         """
         self.config.facts = Facts.of(self.config.facts | facts).known()
+
+    def train(self, mode: bool = True) -> Self:
+        """As for any module; what was measured of the model is forgotten where it is about to learn."""
+        if mode:
+            self.config.facts = {}
+        return super().train(mode)

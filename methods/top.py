@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from methods.attention import AttentionScores
 from methods.base import TokenReducer
-from methods.config import Options, Traits
+from methods.config import Knob, Options, Traits
 from methods.distillation import softened_divergence
 from methods.hard_concrete import BOUND, open_bits, open_probability, sample
 from methods.mac_constraint import sparsity
@@ -105,6 +105,7 @@ class Top(TokenReducer):
         dropped="forwarded",
         strategy="learned",
         as_released={"masks_only": True, "binning": "float32", "noisy_scores": True},
+        knob=Knob(option="target_sparsity", most=0.95),
     )
 
     def build(self) -> None:

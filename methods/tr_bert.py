@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import TokenReducer
-from methods.config import Options, ReducerOutput, Traits
+from methods.config import Knob, Options, ReducerOutput, Traits
 from methods.packing import masked_rank
 from methods.policy_gradient import Rollout, length_price, policy_loss, replicate
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, fine_tuning_stage, short_stage
@@ -139,6 +139,7 @@ class TrBert(TokenReducer):
         strategy="searched",
         as_released={"batched_eval": "equal_k", "restore_filler": "as_released"},
         released_removes=True,
+        knob=Knob(option="length_weight", least=0.02, most=20.0, log=True),
     )
 
     def build(self) -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from methods.attention import NORMALISATIONS
 from methods.base import TokenReducer
-from methods.config import Options, Traits
+from methods.config import Knob, Options, Traits
 from methods.recipes import ParameterGroup, Stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
@@ -91,6 +91,7 @@ class Transkimmer(TokenReducer):
         dropped="forwarded",
         strategy="learned",
         as_released={"skim_attention": "unnormalised", "sample_in_eval": True},
+        knob=Knob(option="skim_weight", least=0.02, most=10.0, log=True),
     )
 
     def build(self) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import methods
-from benchmarks.audit import _texts, all_findings, long_table, main, number_table
+from benchmarks.audit import all_findings, column_texts, long_table, main, number_table
 from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.formulas import encoder_macs
@@ -158,11 +158,11 @@ def test_remarks_sort_the_printed_averages() -> None:
 
 
 def test_figures_have_the_decimals_that_they_need() -> None:
-    assert _texts([57.8, 2.0, None, "x"]) == ["57.8", "2.0", "\N{EN DASH}", "x"]
-    assert _texts([10.97, 11.3989]) == ["10.97", "11.40"]
-    assert _texts([0.34786, 0.5]) == ["0.348", "0.500"]
-    assert _texts([0.000833, 0.0092]) == ["0.00083", "0.00920"]
-    assert _texts([11173625856, 3]) == ["11,173,625,856", "3"]
+    assert column_texts([57.8, 2.0, None, "x"]) == ["57.8", "2.0", "\N{EN DASH}", "x"]
+    assert column_texts([10.97, 11.3989]) == ["10.97", "11.40"]
+    assert column_texts([0.34786, 0.5]) == ["0.348", "0.500"]
+    assert column_texts([0.000833, 0.0092]) == ["0.00083", "0.00920"]
+    assert column_texts([11173625856, 3]) == ["11,173,625,856", "3"]
     for finding in all_findings():
         assert number_table(finding).shape == (len(finding.numbers), len(finding.columns))
 

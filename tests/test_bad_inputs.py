@@ -12,10 +12,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import as_released, audit, case_study, embedded, experiment_data, glue, long, runs_command
+from benchmarks import (
+    accelerate,
+    as_released,
+    audit,
+    case_study,
+    embedded,
+    experiment_data,
+    glue,
+    long,
+    report,
+    runs_command,
+)
 from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.runs import RunStore
+from tests.report_page import write_suite
 from tests.small_world import write_model, write_sentences
 from tests.test_runs import config, record_of
 from tests.tiny import tiny_reducer
@@ -26,8 +38,10 @@ COMMANDS = {
     "as_released": as_released.main,
     "audit": audit.main,
     "case_study": case_study.main,
+    "report": report.main,
     "runs": runs_command.main,
     "embedded": embedded.main,
+    "accelerate": accelerate.main,
 }
 
 
@@ -184,10 +198,61 @@ ARGUMENTS: dict[str, Case] = {
     "runs: unknown status": ("runs", ["list", "--status", "bad"], None, ["--status", "'bad'"]),
     "runs: unknown task": ("runs", ["list", "--task", "x", "--results", "results"], None, ["task 'x'; there is rte"]),
     "runs: unknown method": ("runs", ["list", "--method", "x", "--results", "results"], None, ["there is ltp"]),
+    "report: no folder": ("report", ["--results", "nowhere"], None, ["--results nowhere is not a folder"]),
+    "report: nothing in it": (
+        "report",
+        ["--results", "data", "--own-only"],
+        None,
+        ["no records and no tables in data"],
+    ),
+    "report: unknown flag": ("report", ["--all"], None, ["unrecognized arguments: --all", "--help"]),
     "embedded: unknown task": ("embedded", ["--tasks", "sst2"], None, ["--tasks", "'sst2'", "vader_sentiment"]),
 }
 
+OWN = ["--model", "model", "--task-data", "data/mood/train.csv", "--results", "r", "--device", "cpu", "--quiet"]
+
+
+def own(content: str, *arguments: str) -> tuple[list[str], Spoil]:
+    """Other rows of the user's own file."""
+    return [*OWN, *arguments], rows(content)
+
+
+TEXTS = "".join(f"a film {i},{i % 2}\n" for i in range(40))
+ARGUMENTS |= {
+    f"accelerate: {what}": ("accelerate", arguments, spoil, parts)
+    for what, (arguments, spoil), parts in (
+        ("no rows", ([], None), ["required: --task-data", "--help"]),
+        ("no such file", ([*OWN, "--task-data", "x.csv"], None), ["no file x.csv"]),
+        ("a folder as file", ([*OWN, "--task-data", "data"], None), ["no file data"]),
+        ("another format", ([*OWN, "--task-data", "model/config.json"], None), ["none of .parquet, .jsonl"]),
+        ("too few rows", ([*OWN], None), ["16 rows", "at least 40"]),
+        ("target of one", ([*OWN, "--target-speedup", "1"], None), ["--target-speedup", "greater than 1"]),
+        ("target that is none", ([*OWN, "--target-speedup", "nan"], None), ["--target-speedup", "got nan"]),
+        ("infinite target", ([*OWN, "--target-speedup", "inf"], None), ["--target-speedup", "got inf"]),
+        ("unknown method", ([*OWN, "--method", "transkimer"], None), ["did you mean 'transkimmer'"]),
+        ("method without a knob", ([*OWN, "--method", "deformer"], None), ["nothing to choose", "use deebert, lat"]),
+        ("no trials", ([*OWN, "--trials", "0"], None), ["--trials must be at least 1"]),
+        ("negative seed", ([*OWN, "--seed", "-1"], None), ["--seed", "-1"]),
+        ("no such column", own(f"sentence,label\n{TEXTS}", "--label-column", "mark"), ["no column 'mark'", "sentence"]),
+        ("no label", own(f"sentence,mark\n{TEXTS}"), ["none of its columns (sentence, mark)", "--label-column"]),
+        ("two texts", own(f"a,b,label\n{TEXTS.replace(',', ',c,')}"), ["which of a, b, label", "--text-columns"]),
+        ("one class", own("text,label\n" + "a,1\n" * 40), ["one class only"]),
+        ("labels that are names", own("text,label\n" + "".join(f"a,n{i}\n" for i in range(40))), ["--regression"]),
+        ("empty text", own(f"text,label\n{TEXTS} ,1\n"), ["train.csv, row 41", "empty"]),
+        ("empty label", own(f"text,label\n{TEXTS}b,\n"), ["train.csv, row 41", "is empty"]),
+        ("values that are none", own(f"text,label\n{TEXTS}b,\n", "--regression"), ["row 41", "finite number"]),
+        ("method that cannot do values", own(f"text,label\n{TEXTS}b,0.5\n", "--method", "deebert"), ["regression"]),
+        ("output that is something else", own(f"text,label\n{TEXTS}", "--output", "data"), ["is no saved model"]),
+        (
+            "validation without the column",
+            own(f"text,label\n{TEXTS}", "--validation", "data/mood/validation.csv"),
+            ["validation.csv lacks the column 'text'"],
+        ),
+    )
+}
+
 CONFIG = "model/config.json"
+REPORT = ["--results", "results", "--own-only"]
 FILES: dict[str, Case] = {
     "model without weights": ("glue", LOCAL, remove("model/model.safetensors"), ["model.safetensors is missing"]),
     "model without configuration": ("glue", LOCAL, remove(CONFIG), ["config.json is missing"]),
@@ -265,6 +330,43 @@ FILES: dict[str, Case] = {
         ["a film", "--model", "model", "--reducer", "reducer"],
         write("reducer/config.json", "{"),
         ["cannot load the reducer reducer"],
+    ),
+    "a report that cannot be written": (
+        "report",
+        [*REPORT, "--output", "r/x.html"],
+        write("r", ""),
+        ["cannot write r"],
+    ),
+    "a table of the report with a field too many": (
+        "report",
+        REPORT,
+        write("results/tables/glue-x.csv", "a,b\n1,2,3\n"),
+        ["glue-x.csv, row 2: 3 fields under 2 columns", "rerun"],
+    ),
+    "a table of the report without its columns": (
+        "report",
+        REPORT,
+        write("results/tables/glue-x.csv", "model,method\nx,ltp\n"),
+        ["glue-x.csv lacks the columns of, title", "rerun"],
+    ),
+    "a table of the report with a score that is no number": (
+        "report",
+        REPORT,
+        lambda root: write_suite(root / "results", measured="high"),
+        ["glue-local.csv, row 2: measured is 'high', not a number", "rerun"],
+    ),
+    "an empty table of the report": ("report", REPORT, write("results/tables/x.csv", ""), ["x.csv is empty"]),
+    "a table of the report that is not UTF-8": (
+        "report",
+        REPORT,
+        write("results/tables/x.csv", b"a\n\xff\n"),
+        ["x.csv is not a readable CSV file", "rerun"],
+    ),
+    "a table of the audit without its columns": (
+        "report",
+        REPORT,
+        write("results/tables/audit.csv", "finding\nx\n"),
+        ["audit.csv lacks the columns paper"],
     ),
     "a record that is cut off": (
         "runs",

@@ -63,6 +63,19 @@ def test_speedups_are_those_of_the_records(world):
         assert cost["speedup"] == pytest.approx(cost["dense_gmacs_mean"] / cost["method_gmacs_mean"])
 
 
+def test_model_cards_say_what_the_records_say(world):
+    by_hash = {record["config_hash"]: record for record in records(world[0]).values()}
+    configs = sorted((world[0] / "home" / "checkpoints").glob("mood-*/config.json"))
+    assert len(configs) == len(by_hash) > len(METHODS)
+    for path in configs:
+        facts = json.loads(path.read_text(encoding="utf-8"))["facts"]
+        metrics = by_hash[facts["record"]]["metrics"]
+        unpadded = metrics["splits"]["validation"]["cost"]["padding"]["none"]
+        assert (facts["score"], facts["keep_ratio"]) == (metrics["score"], metrics["keep_ratio"])
+        assert facts["dense_gflops"] / facts["gflops"] == pytest.approx(unpadded["speedup"])
+        assert f"`{facts['record']}`" in (path.parent / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_second_call_computes_nothing(world, capsys):
     root, arguments = world
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (root / "results").rglob("*.json")}

@@ -312,6 +312,18 @@ def test_unknown_facts_are_refused():
         reducer.note(score=[0.5])
 
 
+@pytest.mark.parametrize(
+    "change", [lambda r: r.train(), lambda r: r.set_options(skim_weight=0.1)], ids=["train", "set"]
+)
+def test_what_was_measured_of_another_model_is_forgotten(change):
+    reducer = tiny_reducer("transkimmer")
+    reducer.note(task="sst2", score=0.9)
+    reducer.eval()
+    assert reducer.config.facts == {"task": "sst2", "score": 0.9}
+    change(reducer)
+    assert reducer.config.facts == {}
+
+
 def test_a_card_of_one_s_own_is_left_alone(tmp_path):
     reducer = tiny_reducer("dense")
     (tmp_path / "README.md").write_text("mine\n", encoding="utf-8")

@@ -68,7 +68,7 @@ def test_groups_take_the_first_match_and_freeze_the_rest():
     (first, mine), (_, others) = assign_parameters(reducer, groups)
     assert first is groups[0] and len(mine) * 2 == len(others)
     assert not any(p.requires_grad for p in reducer.model.parameters())
-    with pytest.raises(ValueError, match=r"no parameter of Transkimmer matches off_ramps\.\*"):
+    with pytest.raises(ValueError, match=r"no parameter of TranskimmerForSequenceClassification matches off_ramps\.\*"):
         assign_parameters(reducer, (ParameterGroup(patterns=("off_ramps.*",), learning_rate=1.0),))
 
 

@@ -1,0 +1,252 @@
+"""Make an encoder faster on your own rows: train it dense, then with a method whose knob is turned until it computes a
+wished-for number of times fewer FLOPs; print what was gained and lost, and save the result.
+
+The file is Parquet, JSON Lines, CSV or TSV with a text (or a pair) and a label: columns are found by name. Part of the
+rows is never trained on: the knob is chosen on one part of those, the result is scored and timed on another, or on
+--validation. DeeBERT, PABEE and LAT are trained once, whatever the target; the others once per trial.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.cli import DTYPE_RULE, OWN_RESULTS, chosen_device, default_dtype, run_command
+from benchmarks.console import open_console, print_table
+from benchmarks.errors import Parser, UserError
+from benchmarks.progress import RunProgress
+from benchmarks.runs import RunStore
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from benchmarks.acceleration import Goal, Outcome
+    from benchmarks.models import ModelRef
+
+PROGRAM = "python -m benchmarks.accelerate"
+MIN_UPDATES = 150  # per stage that trains: a few hundred rows are passed over more often than the recipe says
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    result = Parser(
+        prog=PROGRAM,
+        description=__doc__,
+        epilog=f"example:\n  {PROGRAM} --task-data reviews.csv --target-speedup 1.5 --output faster\n\n{DTYPE_RULE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = result.add_argument
+    add("--task-data", type=Path, metavar="FILE", required=True, help="your rows")
+    add("--validation", type=Path, metavar="FILE", help="rows to score on; default: a fifth of --task-data")
+    add("--model", metavar="NAME_OR_PATH", help="pre-trained encoder; default: the embedded one")
+    add("--method", metavar="METHOD", default="transkimmer", help="default: transkimmer")
+    add("--target-speedup", type=float, metavar="X", default=2.0, help="times fewer FLOPs, unpadded; default: 2")
+    add("--output", type=Path, metavar="DIR", help="where the model goes; default: results/local/models/FILE-METHOD")
+    add("--text-columns", nargs="+", metavar="COLUMN", help="one, or both of a pair; default: found by name")
+    add("--label-column", metavar="COLUMN", help="default: found by name")
+    add("--regression", action="store_true", help="whole labels are values to predict, not classes")
+    add("--recipe", choices=("paper", "short"), default="short", help="of training; default: short")
+    add("--trials", type=int, metavar="N", default=6, help="trainings of the method at most; default: 6")
+    add("--max-length", type=int, metavar="N", help="cut texts to N tokens; default: what nearly all texts need")
+    add("--seed", type=int, metavar="N", default=42, help="default: 42")
+    add("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
+    add("--dtype", choices=("float32", "bfloat16"), help="of matrix products; default: see below")
+    add("--results", type=Path, metavar="DIR", default=OWN_RESULTS, help="of the records; default: results/local")
+    add("--force", action="store_true", help="compute again what is there already")
+    add("--dry-run", action="store_true", help="say how the rows are read and what would be trained, and stop")
+    add("--json", action="store_true", help="the summary as JSON on standard output, and nothing else there")
+    add("--quiet", action="store_true", help="no progress, only the result")
+    add("--debug", action="store_true", help="show where an error came from")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status, 1 where the target was not reached."""
+    arguments = parser().parse_args(argv)
+    if arguments.model is None or Path(arguments.model).exists():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing below needs the network
+    goal = _goal(arguments)
+    console = open_console(quiet=arguments.json)
+    console.print(_introduction(goal), highlight=False)
+    if arguments.dry_run:
+        return 0
+    from benchmarks.acceleration import accelerate, save
+
+    output = arguments.output or arguments.results / "models" / f"{goal.own.task.title}-{goal.method}"
+    _check_output(output)
+    store = RunStore.open(arguments.results, force=arguments.force)
+    with RunProgress(goal.units, quiet=arguments.quiet or arguments.json) as progress:
+        outcome = accelerate(goal, store, progress)
+    if outcome.record["status"] != "ok":
+        print(f"failed: {outcome.record['error']}", file=sys.stderr)
+        return 1
+    command = shlex.join([*PROGRAM.split(), *(sys.argv[1:] if argv is None else argv)])
+    summary = save(goal, outcome, output, command)
+    _report(goal, outcome, output, store, console)
+    if arguments.json:
+        print(json.dumps(summary | {"output": str(output)}, indent=2))
+    if not summary["reached"]:
+        print(f"target not reached: {shortfall(goal, outcome)}; that model is saved in {output}", file=sys.stderr)
+    return 0 if summary["reached"] else 1
+
+
+# Arguments ------------------------------------------------------------------------------------------------------------
+
+
+def _goal(arguments: argparse.Namespace) -> Goal:
+    """Check the arguments.
+
+    Raises:
+        UserError: one cannot be used.
+    """
+    for flag in ("trials", "max_length"):
+        value = getattr(arguments, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
+    if not 1 < arguments.target_speedup < float("inf"):
+        raise UserError(f"--target-speedup must be a number greater than 1, got {arguments.target_speedup:g}")
+    if not 0 <= arguments.seed < 2**32:
+        raise UserError(f"--seed takes a whole number from 0 to {2**32 - 1}, got {arguments.seed}")
+    import methods
+    from benchmarks.acceleration import Goal
+    from benchmarks.experiments import Setting, supports
+    from benchmarks.models import load_tokenizer
+    from benchmarks.own_rows import own_task
+    from benchmarks.train import Compute
+
+    try:
+        knob = methods.lookup(arguments.method).traits.knob
+    except KeyError as error:
+        raise UserError(str(error.args[0])) from error
+    if knob is None:
+        able = [name for name in methods.available() if methods.lookup(name).traits.knob]
+        raise UserError(f"--method {arguments.method} has nothing to choose a speed-up with; use {', '.join(able)}")
+    texts = tuple(arguments.text_columns) if arguments.text_columns else None
+    own = own_task(
+        arguments.task_data,
+        arguments.validation,
+        text_columns=texts,
+        label_column=arguments.label_column,
+        values=arguments.regression,
+    )
+    if (reason := supports(arguments.method, own.task)) is not None:
+        raise UserError(f"--method {arguments.method} cannot do this task ({own.task.kind}): {reason}")
+    model = _model(arguments.model)
+    length = arguments.max_length or min(own.task.sequence_length, load_tokenizer(model).model_max_length)
+    device = chosen_device(arguments.device)
+    return Goal(
+        own=replace(own, task=replace(own.task, sequence_length=length)),
+        model=model,
+        setting=Setting(
+            recipe=arguments.recipe,
+            source=own.source,
+            compute=Compute(device=device, dtype=arguments.dtype or default_dtype("local", device)),
+            min_updates=MIN_UPDATES,
+        ),
+        method=arguments.method,
+        target=arguments.target_speedup,
+        seed=arguments.seed,
+        trials=arguments.trials,
+    )
+
+
+def _model(name: str | None) -> ModelRef:
+    from benchmarks.embedded import embedded_model_path
+    from benchmarks.models import find_model, folder_model
+
+    return find_model(name) if name else folder_model(embedded_model_path(), "MiniLM-L6")
+
+
+def _check_output(folder: Path) -> None:
+    """Refuse, before anything is trained, a place that holds something else than a saved model."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())):
+        raise UserError(f"--output {folder} is there already and is no saved model; choose another folder")
+
+
+# What is said ---------------------------------------------------------------------------------------------------------
+
+
+def _introduction(goal: Goal) -> str:
+    own = goal.own
+    *texts, label = own.columns
+    classes = ", ".join(own.task.label_names) or "values"
+    return (
+        f"{own.task.title}: {' and '.join(texts)} -> {label} ({classes}), texts cut to {own.task.sequence_length} "
+        f"tokens; {own.train_rows} rows to train and choose on, {own.score_rows} others to score on\n"
+        f"{goal.model.title}, {goal.method}, {goal.target:g}x fewer FLOPs wished for"
+    )
+
+
+def _report(goal: Goal, outcome: Outcome, output: Path, store: RunStore, console: Console) -> None:
+    """What was gained and lost, and where everything is."""
+    import pandas as pd
+
+    from benchmarks.acceleration import short
+
+    said = outcome.record["metrics"]
+    dense, reduced = said["dense"], said["reduced"]
+    rows: list[tuple[str, ...]] = [
+        (f"{said['metric']}, percent", *(f"{100 * one['score']:.1f}" for one in (dense, reduced)), _change(said)),
+        (
+            "GFLOPs per text",
+            *(f"{2 * one['gmacs_mean']:.3g}" for one in (dense, reduced)),
+            f"{reduced['speedup']:.2f}x",
+        ),
+    ]
+    for size, timed in said["time"].items():
+        faster, times = timed["speedup"], timed["ms_per_text"]
+        spread = f"{faster['median']:.2f}x ({faster['lowest']:.2f} to {faster['highest']:.2f})"
+        rows.append((f"ms per text, batch {size}", f"{times['dense']:.2f}", f"{times['reduced']:.2f}", spread))
+    frame = pd.DataFrame(rows, columns=["", "Dense", "Reduced", "Change"])
+    print_table(frame, f"On {said['rows']} rows that neither training nor choosing saw", console)
+    stock = ", ".join(
+        f"{timed['speedup_over_stock']['median']:.2f}x in batches of {size}" for size, timed in said["time"].items()
+    )
+    lines = [f"time against the stock model with padding: {stock}"]
+    if said["commonest_class"] is not None:
+        lines.append(f"always the commonest class: {100 * said['commonest_class']:.1f} percent right")
+    chosen = ", ".join(f"{name} {short(value)}" for name, value in said["options"].items())
+    lines += [
+        f"chosen: {chosen}, after {len(said['trials'])} trials; {said['held_out']['speedup']:.2f}x on held-out rows",
+        f"model: {output} (methods.load, or AutoModelForSequenceClassification after `import methods`)",
+        f"record: {store.path(_config(outcome))}",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _config(outcome: Outcome) -> Any:
+    from benchmarks.runs import RunConfig
+
+    return RunConfig(**outcome.record["config"])
+
+
+def _change(said: dict[str, Any]) -> str:
+    return f"{100 * (said['reduced']['score'] - said['dense']['score']):+.1f} points"
+
+
+def shortfall(goal: Goal, outcome: Outcome) -> str:
+    """Why the target was not reached, and the best that was."""
+    said = outcome.record["metrics"]
+    reached = f"{said['reduced']['speedup']:.2f}x on the rows to score on"
+    speedups = [point.speedup for point in outcome.points]
+    least, most, wished = min(speedups), max(speedups), f"{goal.target:g}x"
+    if most < goal.target:
+        return f"{wished} is beyond {goal.method} here, the most of {len(speedups)} trials was {most:.2f}x, {reached}"
+    if least > goal.target:
+        return (
+            f"{goal.method} never got down to {wished}, the least of {len(speedups)} trials was {least:.2f}x, {reached}"
+        )
+    chosen = said["held_out"]["speedup"]
+    return f"the nearest of {len(speedups)} trials to {wished} was {chosen:.2f}x, {reached}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,264 @@
+"""The command that makes a model faster on a user's own rows: how rows are read, how a speed-up is found, the whole."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import datasets
+import pytest
+import torch
+
+import methods
+from benchmarks import accelerate, experiment_data
+from benchmarks.cli import run_command
+from benchmarks.data import load_rows
+from benchmarks.errors import UserError
+from benchmarks.own_rows import own_task
+from benchmarks.runs import load_runs
+from benchmarks.speed_search import NEAR, Point, choose, search
+from benchmarks.stopwatch import interleaved, ratio
+from tests.cases import CASES
+from tests.small_world import write_model, write_sentences
+from tests.tiny import tiny_reducer
+
+
+def write(path, header, rows, separator=","):
+    lines = [separator.join(header), *(separator.join(map(str, row)) for row in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def rows_of(own, split):
+    return load_rows(own.task, split, own.source)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def test_columns_are_found_by_name_and_words_are_labels(tmp_path):
+    rows = [(i, f"text {i}", "good" if i % 3 else "bad") for i in range(60)]
+    own = own_task(write(tmp_path / "my reviews.csv", ("id", "Review", "Sentiment"), rows), home=tmp_path / "h")
+    assert own.columns == ("Review", "Sentiment") and own.task.name == "own_my_reviews"
+    assert (own.task.kind, own.task.label_names, own.task.text_columns) == (
+        "classification",
+        ("bad", "good"),
+        ("sentence",),
+    )
+    assert (own.train_rows, own.score_rows) == (48, 12)
+    train, score = rows_of(own, "train"), rows_of(own, "test")
+    said = {row["sentence"]: row["label"] for row in (*train, *score)}
+    assert said == {f"text {i}": int(i % 3 > 0) for i in range(60)}
+    counts = score["label"].count(1), score["label"].count(0)
+    assert own.commonest == max(counts) / 12
+
+
+def test_a_pair_in_tsv_and_labels_with_a_fraction(tmp_path):
+    rows = [(f"a {i}", f"b {i}", i / 7) for i in range(50)]
+    own = own_task(write(tmp_path / "p.tsv", ("premise", "hypothesis", "score"), rows, "\t"), home=tmp_path)
+    assert own.columns == ("premise", "hypothesis", "score") and own.task.kind == "regression"
+    assert own.task.text_columns == ("sentence1", "sentence2") and own.commonest is None
+    assert sorted(rows_of(own, "train")["label"])[0] in (0.0, 1 / 7)
+
+
+@pytest.mark.parametrize("values", [False, True])
+def test_whole_labels_are_classes_unless_said_otherwise(tmp_path, values):
+    lines = [json.dumps({"text": f"t {i}", "stars": i % 5 + 1}) for i in range(50)]
+    (tmp_path / "r.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    own = own_task(tmp_path / "r.jsonl", values=values, home=tmp_path)
+    assert own.task.kind == ("regression" if values else "classification")
+    assert own.task.label_names == (() if values else ("1", "2", "3", "4", "5"))
+
+
+def test_class_names_of_parquet_keep_their_order(tmp_path):
+    feature = datasets.ClassLabel(names=["no", "maybe", "ay"])
+    features = datasets.Features(text=datasets.Value("string"), label=feature)
+    rows = {"text": [f"t {i}" for i in range(60)], "label": [i % 3 for i in range(60)]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "p.parquet"))
+    own = own_task(tmp_path / "p.parquet", home=tmp_path)
+    assert own.task.label_names == ("no", "maybe", "ay")
+    assert all(row["label"] == int(row["sentence"][2:]) % 3 for row in rows_of(own, "test"))
+
+
+def test_copies_of_a_text_never_stand_on_both_sides(tmp_path):
+    rows = [(f"text {i % 70}", i % 2) for i in range(100)]
+    own = own_task(write(tmp_path / "r.csv", ("text", "label"), rows), home=tmp_path)
+    train, score = (set(rows_of(own, split)["sentence"]) for split in ("train", "test"))
+    assert len(train) + len(score) == 70 and not train & score and own.task.group_column == "sentence"
+
+
+def test_a_validation_file_is_what_is_scored_on(tmp_path):
+    train = write(tmp_path / "train.csv", ("text", "label"), [(f"t {i}", "ab"[i % 2]) for i in range(20)])
+    other = write(tmp_path / "dev.csv", ("label", "text"), [("b", "v 1"), ("a", "v 2")])
+    own = own_task(train, other, home=tmp_path)
+    assert (own.train_rows, own.score_rows) == (20, 2)
+    assert rows_of(own, "test").to_list() == [{"sentence": "v 1", "label": 1}, {"sentence": "v 2", "label": 0}]
+    write(tmp_path / "dev.csv", ("label", "text"), [("b", "v 1"), ("c", "v 2")])
+    with pytest.raises(UserError, match=r"dev\.csv, row 2: the label in 'label' 'c' is none of a, b"):
+        own_task(train, other, home=tmp_path)
+
+
+def test_named_columns_win(tmp_path):
+    rows = [(f"t {i}", f"u {i}", i % 2, "xy"[i % 2]) for i in range(40)]
+    path = write(tmp_path / "r.csv", ("text", "other", "label", "kind"), rows)
+    own = own_task(path, text_columns=("other",), label_column="kind", home=tmp_path)
+    assert own.columns == ("other", "kind") and own.task.label_names == ("x", "y")
+
+
+# --- search -----------------------------------------------------------------------------------------------------------
+
+
+def followed(curve, target, **settings):
+    return search(target, lambda p: Point(speedup=curve(p), score=1 - p), **({"start": 0.5, "trials": 20} | settings))
+
+
+@pytest.mark.parametrize("target", [1.1, 1.5, 2.0, 3.5])
+@pytest.mark.parametrize("start", [0.0, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize(
+    "curve", [lambda p: 1 + 3 * p, lambda p: math.exp(2 * p), lambda p: 1 + 4 * p**6], ids=["line", "exp", "late"]
+)
+def test_a_speedup_is_found_from_any_start(curve, start, target):
+    points = followed(curve, target, start=start)
+    assert list(points.values())[-1].distance(target) <= 0.05 and len(points) <= 10
+
+
+def test_a_target_beyond_the_method_ends_soon_and_at_the_most_it_can():
+    points = followed(lambda p: 1 + p, 50)
+    assert list(points) == [0.5, 1.0] and choose(points.values(), 50).speedup == 2.0
+    assert list(followed(lambda p: 2 + p, 1.2)) == [0.5, 0.25, 0.0]
+
+
+def test_a_step_ends_the_search_and_the_nearer_side_is_chosen():
+    points = followed(lambda p: 1.0 if p < 0.3 else 4.0, 2.5)
+    assert len(points) <= 20 and choose(points.values(), 2.5).speedup == 4.0
+
+
+def test_trials_are_not_exceeded():
+    assert len(followed(lambda p: 1 + 4 * p**6, 1.5, start=0.0, trials=3)) == 3
+
+
+def test_among_those_near_the_target_the_best_score_is_chosen():
+    points = [Point(speedup=s, score=q) for s, q in ((1.45, 0.8), (1.6, 0.9), (1.5, 0.7), (1.0, 1.0))]
+    assert choose(points, 1.5) is points[1] and points[3].distance(1.5) > NEAR
+
+
+# --- knobs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if methods.lookup(name).traits.knob])
+def test_knobs_name_options_and_go_there_and_back(name):
+    cls = methods.lookup(name)
+    knob = cls.traits.knob
+    assert knob.option in cls.options_class.__dataclass_fields__
+    if knob.after_training:
+        return
+    for pressure in (0.0, 0.3, 1.0):
+        cls.options_class(**{knob.option: knob.at(pressure)})
+        assert knob.pressure(knob.at(pressure)) == pytest.approx(pressure, abs=0.01)
+
+
+def test_what_works_after_training_saves_nothing_at_first_and_most_at_last():
+    able = [name for name in CASES if (knob := methods.lookup(name).traits.knob) and knob.after_training]
+    assert set(able) == {"lat", "deebert", "pabee"}
+    for name in able:
+        reducer = tiny_reducer(name)
+        ids = torch.randint(5, 60, (16, 12))
+        costs = []
+        for pressure in (0.0, 1.0):
+            reducer.press(pressure)
+            costs.append(int(reducer.macs(reducer(input_ids=ids).trace).sum()))
+        dense = int(reducer.backbone.dense_macs(torch.full((16,), 12)).sum())
+        assert costs[0] >= dense > costs[1]
+
+
+def test_other_methods_say_that_they_cannot():
+    with pytest.raises(ValueError, match="transkimmer has no option that changes its speed after training"):
+        tiny_reducer("transkimmer").press(0.5)
+
+
+# --- stopwatch --------------------------------------------------------------------------------------------------------
+
+
+def test_ways_are_timed_in_turn_and_a_slower_one_is_slower():
+    order = []
+    matrix = torch.ones(300, 300)
+
+    def slow(batch):
+        order.append("slow")
+        for _ in range(40):
+            matrix @ matrix
+
+    ways = {"slow": slow, "fast": lambda batch: order.append("fast")}
+    seconds = interleaved(ways, [{}, {}], rounds=3)
+    assert {name: len(of_way) for name, of_way in seconds.items()} == {"slow": 3, "fast": 3}
+    assert order[:8] == ["slow", "slow", "fast", "fast", "fast", "fast", "slow", "slow"]
+    faster = ratio(seconds["slow"], seconds["fast"])
+    assert 1 < faster["lowest"] <= faster["median"] <= faster["highest"]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKIMBENCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(accelerate, "MIN_UPDATES", 40)
+    for cache in ("_rows", "_features", "_split_identity", "padding_id"):
+        getattr(experiment_data, cache).cache_clear()
+    write_model(tmp_path / "model")
+    write_sentences(tmp_path / "data", rows=128)
+    return tmp_path
+
+
+def call(world, *arguments):
+    shared = ["--model", world / "model", "--task-data", world / "data/mood/train.csv", "--output", world / "out"]
+    return run_command(accelerate.main, list(map(str, [*shared, "--results", world / "r", *arguments])))
+
+
+def test_a_target_is_reached_and_the_saved_model_is_what_was_measured(world, capsys):
+    assert call(world, "--target-speedup", "1.4", "--method", "lat", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["reached"] and abs(said["reduced"]["speedup"] / 1.4 - 1) <= NEAR
+    assert said["columns"] == ["sentence", "label"] and 0 < said["commonest_class"] < 1
+    assert said["time"].keys() == {"1", "32"} and said["time"]["1"]["ms_per_text"].keys() == {
+        "stock",
+        "dense",
+        "reduced",
+    }
+    assert said == json.loads((world / "out" / "accelerate.json").read_text()) | {"output": said["output"]}
+    reducer = methods.load(str(world / "out")).eval()
+    assert reducer.config.id2label == {0: "0", 1: "1"} and reducer.options.length_configuration is not None
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(world / "out")
+    output = reducer(**tokenizer(["the film was great"], return_tensors="pt"))
+    assert int(output.trace.ffn_tokens[0, -1]) < int(output.trace.input_lengths[0])
+    frame = load_runs(next((world / "r").rglob("runs")).parent)
+    assert set(frame["kind"]) == {"finetune", "accelerate"} and set(frame["status"]) == {"ok"}
+
+
+def test_an_impossible_target_says_so_and_what_was_reached(world, capsys):
+    assert call(world, "--target-speedup", "400", "--method", "deebert", "--quiet") == 1
+    captured = capsys.readouterr()
+    line = captured.err.strip()
+    assert line.count("\n") == 0 and line.startswith("target not reached: 400x is beyond deebert here")
+    assert "trials was" in line and str(world / "out") in line
+    assert "accuracy, percent" in captured.out and (world / "out" / "model.safetensors").is_file()
+
+
+def test_a_learned_method_is_trained_once_per_trial_and_never_again(world, capsys):
+    arguments = ("--target-speedup", "1.3", "--trials", "2", "--method", "power_bert", "--json")
+    status = call(world, *arguments)
+    first = json.loads(capsys.readouterr().out)
+    assert len(first["trials"]) <= 2 and {"search_weight"} == set(first["options"])
+    frame = load_runs(next((world / "r").rglob("runs")).parent)
+    assert (frame["config.method"] == "power_bert").sum() == len(first["trials"]) + 1
+    assert call(world, *arguments) == status
+    second = json.loads(capsys.readouterr().out)
+    assert second["trials"] == first["trials"] and second["time"] == first["time"]  # read from the record
+
+
+def test_a_dry_run_says_how_the_rows_are_read(world, capsys):
+    assert call(world, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "sentence -> label (0, 1)" in said and "transkimmer" in said and not (world / "out").exists()
