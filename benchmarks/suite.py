@@ -155,8 +155,8 @@ def execute(session: Session, store: RunStore) -> Outcome:
         return [Job(experiment=twin, of=job.experiment.method, needs=_keys(twin), units=twins[job.key])]
 
     with RunProgress(sum(job.units for job in first) + sum(twins.values()), quiet=session.quiet) as progress:
-        progress.start_run(f"{len(first) + len(twins)} runs, {session.jobs} at a time")
-        for job, record in execute_jobs(first, follow, store, jobs=session.jobs, report=progress.advance):
+        progress.start_run(f"{len(first) + len(twins)} runs, {session.place}")
+        for job, record in execute_jobs(first, follow, store, place=session.place, report=progress.advance):
             if record["started_at"] < store.opened_at:
                 progress.skip(job.units)
             if record["status"] != "ok":

@@ -72,6 +72,7 @@ def spoilt(good, tmp_path, monkeypatch) -> Path:
 Spoil = Callable[[Path], object]
 LOCAL = ["--profile", "local", "--model", "model", "--data-dir", "data", "--tasks", "mood", "--results", "r"]
 LOCAL += ["--device", "cpu", "--quiet", "--jobs", "1", "--methods", "dense"]
+RAY = [*LOCAL[:-4], "--executor", "ray", "--methods", "dense"]
 
 
 def write(place: str, content: str | bytes) -> Spoil:
@@ -132,6 +133,28 @@ ARGUMENTS: dict[str, Case] = {
     ),
     "glue: misspelt padding": ("glue", [*LOCAL, "--padding", "batched"], None, ["--padding takes none, batch"]),
     "glue: no jobs": ("glue", [*LOCAL, "--jobs", "0"], None, ["--jobs must be at least 1, got 0"]),
+    "glue: unknown executor": ("glue", [*LOCAL, "--executor", "slurm"], None, ["--executor", "'slurm'", "ray"]),
+    "glue: address without Ray": ("glue", [*LOCAL, "--address", "auto"], None, ["--address is for --executor ray"]),
+    "glue: GPUs without Ray": ("glue", [*LOCAL, "--gpus-per-run", "1"], None, ["--gpus-per-run is for --executor ray"]),
+    "glue: address of another form": ("glue", [*RAY, "--address", "ray://head"], None, ["auto, local or HOST:PORT"]),
+    "glue: port out of range": (
+        "glue",
+        [*RAY, "--address", "127.0.0.1:99999"],
+        None,
+        ["127.0.0.1:99999: nobody listens"],
+    ),
+    "glue: nobody at the address": ("glue", [*RAY, "--address", "127.0.0.1:1"], None, ["127.0.0.1:1: nobody listens"]),
+    "glue: no CPU": ("glue", [*RAY, "--cpus-per-run", "0"], None, ["--cpus-per-run must be above 0, got 0"]),
+    "glue: CPUs that are no number": ("glue", [*RAY, "--cpus-per-run", "nan"], None, ["--cpus-per-run", "got nan"]),
+    "glue: one and a half CPUs": ("glue", [*RAY, "--cpus-per-run", "1.5"], None, ["whole number, got 1.5"]),
+    "glue: fewer than no GPUs": ("glue", [*RAY, "--gpus-per-run", "-1"], None, ["--gpus-per-run must be 0 or more"]),
+    "glue: GPUs for runs on a CPU": ("glue", [*RAY, "--gpus-per-run", "1"], None, ["--gpus-per-run with --device cpu"]),
+    "glue: no GPU for runs on one": (
+        "glue",
+        [*RAY, "--device", "cuda", "--gpus-per-run", "0"],
+        None,
+        ["--gpus-per-run 0 with --device cuda", "0.5"],
+    ),
     "glue: no rows": ("glue", [*LOCAL, "--max-train-samples", "0"], None, ["--max-train-samples must be at least 1"]),
     "glue: fewer than no rows": ("glue", [*LOCAL, "--max-eval-samples", "-5"], None, ["--max-eval-samples", "got -5"]),
     "glue: too short": ("glue", [*LOCAL, "--max-length", "2"], None, ["no room for text"]),

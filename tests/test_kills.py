@@ -20,8 +20,8 @@ import pytest
 from benchmarks import checkpoints, experiment_data, files, running
 from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
-from benchmarks.executor import _end_with_parent
 from benchmarks.glue import main
+from benchmarks.places import _end_with_parent
 from benchmarks.runs import read_record
 from tests.small_world import write_model, write_sentences
 
