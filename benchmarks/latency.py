@@ -177,6 +177,8 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--padding takes {', '.join(PADDINGS)}, got '{padding}'")
     for schedule in arguments.schedule:
         speedup_of(schedule)
+    if arguments.data_dir is not None and not arguments.data_dir.is_dir():
+        raise UserError(f"--data-dir {arguments.data_dir} is not a folder")
     if arguments.trained and arguments.reducer:
         raise UserError("--trained finds reducers itself; leave it out with --reducer")
 
@@ -187,12 +189,13 @@ def _bench(arguments: argparse.Namespace, task_name: str) -> Bench:
     import torch
     from torch import nn
 
-    from benchmarks.cli import _device, _source
+    from benchmarks.cli import chosen_device
+    from benchmarks.data import DataSource
     from benchmarks.embedded import embedded_model_path, ensure_embedded, skimbench_home
     from benchmarks.models import find_model, folder_model, load_model
     from benchmarks.tasks import EMBEDDED, EMBEDDED_LONG, get_task
 
-    device = _device(arguments.device)
+    device = chosen_device(arguments.device)
     task = get_task(task_name, arguments.data_dir)
     task = dataclasses.replace(task, sequence_length=arguments.max_length) if arguments.max_length else task
     embedded = arguments.data_dir is None
@@ -217,7 +220,7 @@ def _bench(arguments: argparse.Namespace, task_name: str) -> Bench:
         nn.Module.to(module, device=device, dtype=dtype).eval()
     return Bench(
         task=task,
-        source=_source("embedded" if embedded else "local", arguments.data_dir),
+        source=DataSource("embedded") if embedded else DataSource("data_dir", arguments.data_dir),
         tokens=tokens,
         model=model,
         identity=identity,
