@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.errors import Parser, UserError
-from benchmarks.executor import available_cores
+from benchmarks.place_flags import add_place_flags, chosen_place, device_elsewhere
 from benchmarks.runs import RESULTS, RunStore
 
 if TYPE_CHECKING:
     from benchmarks.data import DataSource
     from benchmarks.experiments import Setting
     from benchmarks.models import ModelRef
+    from benchmarks.places import Place
     from benchmarks.suite import Suite
     from benchmarks.tasks import Task
 
@@ -45,7 +46,7 @@ class Session:
     paddings: tuple[str, ...]
     seeds: tuple[int, ...]
     results: Path
-    jobs: int
+    place: Place
     force: bool
     retry_failed: bool
     dry_run: bool
@@ -90,7 +91,7 @@ def parser(suite: Suite) -> argparse.ArgumentParser:
     add("--recipe", choices=("paper", "short"), help="training recipe; default: short, in the paper profile paper")
     add("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     add("--dtype", choices=("float32", "bfloat16"), help="of matrix products; default: see below")
-    add("--jobs", type=int, metavar="N", help="runs at a time; default: one per CPU core, one on a GPU")
+    add_place_flags(result)
     add("--max-train-samples", type=int, metavar="N", help=f"train on N random rows per task; embedded: {defaults[0]}")
     add("--max-eval-samples", type=int, metavar="N", help=f"score on N random rows per task; embedded: {defaults[1]}")
     add(
@@ -132,8 +133,9 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
     from benchmarks.train import Compute
 
     profile = arguments.profile or _default_profile(arguments)
-    device = chosen_device(arguments.device)
-    for flag in ("max_train_samples", "max_eval_samples", "max_length", "jobs"):
+    device = device_elsewhere(arguments) or chosen_device(arguments.device)
+    place = chosen_place(arguments, device)
+    for flag in ("max_train_samples", "max_eval_samples", "max_length"):
         value = getattr(arguments, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
@@ -164,7 +166,7 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
         paddings=tuple(padding for padding in PADDINGS if padding in arguments.padding),
         seeds=tuple(arguments.seeds or (PAPER_SEEDS if profile == "paper" else ONE_SEED)),
         results=arguments.results,
-        jobs=arguments.jobs or (1 if device == "cuda" else available_cores()),
+        place=place,
         force=arguments.force,
         retry_failed=arguments.retry_failed,
         dry_run=arguments.dry_run,

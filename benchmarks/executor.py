@@ -1,31 +1,26 @@
-"""Runs that depend on each other, several at a time: each finished run may call for more.
-
-On a CPU, small models train faster as one single-threaded process per core than one after the other on all cores, and
-do not slow down when another program takes a core.
-"""
+"""Runs that depend on each other, several at a time: each finished run may call for more."""
 
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import os
-import queue
-import signal
-import threading
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing.managers import SyncManager
 from typing import TYPE_CHECKING, Any
+
+from benchmarks.places import Place, Report, RunDied, Workers, tell
 
 if TYPE_CHECKING:
     from benchmarks.experiments import Experiment
     from benchmarks.runs import Record, RunStore
 
-Report = Callable[[float], None]
-_POLL_S = 0.2
+log = logging.getLogger(__name__)
+
+_LOOK_S = 10.0  # how often to look whether there is room for more runs where none has finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,34 +62,28 @@ class Job:
         return None if absent and not checkpoint_folder(self.experiment).is_dir() else record
 
 
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def execute(
     first: Iterable[Job],
     follow: Callable[[Job, Record], Iterable[Job]],
     store: RunStore,
     *,
-    jobs: int,
+    place: Place,
     report: Report = lambda units: None,
 ) -> Iterator[tuple[Job, Record]]:
     """Run `first` and what `follow` asks for after each finished run; yields runs as they finish.
 
     Of the jobs whose needs are met, the longest starts first. Jobs that the store has already cost nothing: no process
-    is started for them. Where processes die (out of memory), what they ran is tried again, one run at a time; a run
-    whose process dies then, too, is a failed one.
+    is started for them. Where processes die (out of memory) or nodes are lost, what they ran is tried again, one run at
+    a time where it is unknown which of them is to blame; a run that goes on losing its process is a failed one.
 
     Args:
-        jobs: processes; 1 runs everything in this one.
+        place: where they are computed.
         report: told units of work as they are done.
     Raises:
         UserError: bad input that a run met.
     """
     waiting = list(first)
-    with _Workers(jobs, report, store) as workers:
+    with _Running(place, report, store) as workers:
         while waiting or workers.running or workers.suspects:
             job = _longest_ready(waiting, workers) if workers.are_free else None
             if job is None:
@@ -111,24 +100,25 @@ def execute(
                 yield job, record
 
 
-def _longest_ready(waiting: list[Job], workers: _Workers) -> Job | None:
+def _longest_ready(waiting: list[Job], workers: _Running) -> Job | None:
     pending = {job.key for job in (*waiting, *workers.running.values(), *workers.suspects)}
     ready = (job for job in waiting if not job.needs & pending)
     return max(ready, key=lambda job: job.units, default=None)
 
 
-class _Workers:
-    """Where jobs run, made when the first one starts."""
+class _Running:
+    """Jobs that run, on workers made when the first one starts."""
 
-    def __init__(self, jobs: int, report: Report, store: RunStore) -> None:
-        self._jobs, self._report, self._store = jobs, report, store
-        self._executor: Executor | None = None
+    def __init__(self, place: Place, report: Report, store: RunStore) -> None:
+        self._place, self._report, self._store = place, report, store
+        self._workers: Workers | None = None
         self._stack = ExitStack()
+        self._lost: Counter[str] = Counter()  # how often, by key of the job
         self.running: dict[Future[Record], Job] = {}
         self.suspects: list[Job] = []  # one of these killed its process, so each runs alone
         self._one_alone = False
 
-    def __enter__(self) -> _Workers:
+    def __enter__(self) -> _Running:
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -137,153 +127,72 @@ class _Workers:
     @property
     def are_free(self) -> bool:
         """Whether one more job can start."""
-        return len(self.running) < self._jobs and not self.suspects and not self._one_alone
+        if self.suspects or self._one_alone:
+            return False
+        return self._workers is None or len(self.running) < self._workers.room()
 
     def start(self, job: Job) -> None:
         """Start a job."""
-        if self._executor is None:
-            self._executor = self._stack.enter_context(_executor(self._jobs, self._report))
-        self.running[self._executor.submit(_work, job, self._store)] = job
+        if self._workers is None:
+            self._workers = self._stack.enter_context(self._place.open(self._report))
+        self.running[self._workers.submit(_work, job, self._store)] = job
 
     def wait(self) -> list[tuple[Job, Record]]:
-        """What has finished, after waiting for it; empty where a process died and its job is to be tried again."""
+        """What has finished, after waiting a while for it; empty where nothing has, or a job is to be tried again."""
         if not self.running:
             self.start(self.suspects.pop())
             self._one_alone = True
-        finished = wait(self.running, return_when=FIRST_COMPLETED).done
+        finished = wait(self.running, timeout=_LOOK_S, return_when=FIRST_COMPLETED).done
+        if not finished:
+            return []
         alone, self._one_alone = self._one_alone, False
-        if not any(isinstance(future.exception(), BrokenProcessPool) for future in finished):
-            return [(self.running.pop(future), future.result()) for future in finished]
+        if any(isinstance(future.exception(), BrokenProcessPool) for future in finished):
+            return self._all_lost(finished, alone)
+        done = []
+        for future in finished:
+            job, error = self.running.pop(future), future.exception()
+            if not isinstance(error, RunDied):
+                done.append((job, future.result()))
+            elif (record := self._lost_one(job, error)) is not None:
+                done.append((job, record))
+        return done
+
+    def _all_lost(self, finished: set[Future[Record]], alone: bool) -> list[tuple[Job, Record]]:
+        """Processes that end together: of several runs, each becomes a suspect; a single one is guilty."""
         broken = [job for future, job in self.running.items() if future not in finished or future.exception()]
         done = [(job, f.result()) for f, job in self.running.items() if f in finished and not f.exception()]
         self.running.clear()
-        self._executor = None
+        self._workers = None
         self._stack.close()
         if alone or len(broken) == 1:
-            return [*done, (broken[0], self._died(broken[0]))]
+            return [*done, (broken[0], self._died(broken[0], RunDied()))]
         self.suspects += broken
         return done
 
-    def _died(self, job: Job) -> Record:
-        """The record of a job that killed its process, on its own."""
-        from benchmarks.runs import MORE_MEMORY, make_record, utc_now
+    def _lost_one(self, job: Job, error: RunDied) -> Record | None:
+        """Try a job again whose process ended on its own; its record if that happened too often."""
+        self._lost[job.key] += 1
+        if self._lost[job.key] >= error.tries:
+            return self._died(job, error)
+        log.warning("%s: %s; trying again", job.label, error)
+        self.start(job)
+        return None
+
+    def _died(self, job: Job, error: RunDied) -> Record:
+        """The record of a job that was lost for good."""
+        from benchmarks.runs import make_record, utc_now
 
         config = job.experiment.config()
-        reason = f"the process died (out of memory?); {MORE_MEMORY}"
         with self._store.lock(config):
-            record = make_record(config, started_at=utc_now(), wall_s=0.0, error=reason)
+            record = make_record(config, started_at=utc_now(), wall_s=0.0, error=str(error))
             self._store.write(config, record)
         return record
 
 
-# In the process that runs ---------------------------------------------------------------------------------------------
-
-_tell: Report = lambda units: None  # noqa: E731  (told units of work; set per process)
-
-
-def _start_worker(channel: Any, threads: int) -> None:
-    global _tell
-    import torch
-
-    _end_with_parent()
-    torch.set_num_threads(threads)
-    _tell = channel.put
-
-
-def _end_with_parent() -> None:
-    """End this process as soon as the one that started it is gone, however that ended."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _work(job: Job, store: RunStore) -> Record:
+    """What a worker does."""
     from benchmarks.running import run, trained
 
     if job.weights and store.settled(job.experiment.config()) is not None:
-        trained(job.experiment, store, _tell)
-    return run(job.experiment, store, _tell)
-
-
-# Where it runs --------------------------------------------------------------------------------------------------------
-
-
-class _Here(Executor):
-    """Runs what is submitted at once, in this process."""
-
-    def __init__(self, report: Report) -> None:
-        global _tell
-        _tell = report
-
-    def submit(self, call: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(call(*arguments, **named))
-        return future
-
-
-def _executor(jobs: int, report: Report) -> AbstractContextManager[Executor]:
-    return _Here(report) if jobs == 1 else _processes(jobs, report)
-
-
-class _Pool(ProcessPoolExecutor):
-    """Worker processes that Ctrl-C does not reach: the process that started them ends them."""
-
-    def submit(self, call: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
-        if threading.current_thread() is not threading.main_thread():
-            return super().submit(call, *arguments, **named)
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # new processes inherit it
-        try:
-            return super().submit(call, *arguments, **named)
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _processes(jobs: int, report: Report) -> Iterator[Executor]:
-    """Worker processes that share the cores; after an error or an interrupt, none of them goes on."""
-    threads = max(1, available_cores() // jobs)
-    context = multiprocessing.get_context("spawn")  # a forked process cannot use torch's threads
-    with _reports(report) as channel:
-        pool = _Pool(jobs, context, _start_worker, (channel, threads))
-        try:
-            yield pool
-        except BaseException:
-            workers = list((pool._processes or {}).values())
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in workers:
-                worker.terminate()
-            raise
-        pool.shutdown()
-
-
-@contextmanager
-def _reports(report: Report) -> Iterator[Any]:
-    """A queue for workers; a thread of this process hands what they put to `report`."""
-    manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
-    manager.start(_end_with_parent)
-    with manager:
-        channel = manager.Queue()
-        ended = threading.Event()
-
-        def forward() -> None:
-            while not ended.is_set():
-                try:
-                    report(channel.get(timeout=_POLL_S))
-                except queue.Empty:
-                    continue
-                except (EOFError, OSError):
-                    return
-
-        thread = threading.Thread(target=forward, daemon=True)
-        thread.start()
-        try:
-            yield channel
-        finally:
-            ended.set()
-            thread.join()
+        trained(job.experiment, store, tell)
+    return run(job.experiment, store, tell)

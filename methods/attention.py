@@ -164,7 +164,7 @@ def packed_attention(
     if query.is_cuda and bias is None and not dropout and not scores and query.dtype in VARLEN_DTYPES:
         return _varlen_attention(query, key, value, query_lengths, key_lengths), None, None
     if query.is_cuda:  # one launch instead of one for each sequence
-        return _padded_attention(query, key, value, query_lengths, key_lengths, bias, dropout, scores)
+        return padded_attention(query, key, value, query_lengths, key_lengths, bias, dropout, scores)
     context = torch.empty_like(query)
     exact = torch.promote_types(query.dtype, torch.float32)
     received = query.new_zeros(query.shape[0], dtype=exact) if scores else None
@@ -194,10 +194,12 @@ def _varlen_attention(
 
     lengths = torch.tensor((query_lengths, key_lengths), dtype=torch.int32).pin_memory()
     bounds = F.pad(lengths.to(query.device, non_blocking=True).cumsum(1, dtype=torch.int32), (1, 0))
-    return varlen_attn(query, key, value, bounds[0], bounds[1], max(query_lengths), max(key_lengths))
+    context = varlen_attn(query, key, value, bounds[0], bounds[1], max(query_lengths), max(key_lengths))
+    assert isinstance(context, Tensor)  # a pair only where more is asked for
+    return context
 
 
-def _padded_attention(
+def padded_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -64,7 +64,7 @@ class PackedState(TokenState):
         self._entry = torch.arange(len(flat), device=mask.device)  # row at entry of each row now
         counts = rows.sum(dim=1)
         self._set_counts(counts, counts.tolist())
-        self._keep_states = options.forwards and backbone.head == "span_qa"
+        self._keep_states = options.forwards and backbone.reads_tokens
         self._stopped: Tensor | None = None  # (rows at entry, hidden_size): last states of tokens dropped so far
         self._logits: Tensor | None = None  # (batch, num_labels) of sequences that exited
         self._leaping: _Leaping | None = None
@@ -160,8 +160,8 @@ class PackedState(TokenState):
             self._land()
 
     def outputs(self, backbone: Backbone) -> Tensor:
-        if backbone.head == "span_qa":
-            return self._spans(backbone)
+        if backbone.reads_tokens:
+            return self._of_tokens(backbone)
         if self.finished and self._logits is not None:
             return self._logits
         logits = backbone.classify(self.first_tokens())
@@ -283,10 +283,10 @@ class PackedState(TokenState):
         starts = (other_segment | other_text).nonzero().squeeze(1).tolist()
         return [end - start for start, end in pairwise([*starts, len(segments)])]
 
-    def _spans(self, backbone: Backbone) -> Tensor:
+    def _of_tokens(self, backbone: Backbone) -> Tensor:
         hidden = self.hidden
         if self._stopped is not None:
             hidden = self._stopped.index_copy(0, self._entry, hidden)
-        logits, real = backbone.span(hidden), self.trace.attention_mask
+        logits, real = backbone.read_tokens(hidden), self.trace.attention_mask
         lowest = torch.finfo(logits.dtype).min
         return pad(logits, self._rows, lowest).masked_fill(~real.unsqueeze(-1), lowest)

@@ -23,6 +23,7 @@ from benchmarks import (
     long,
     report,
     runs_command,
+    strategy,
 )
 from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
@@ -40,6 +41,7 @@ COMMANDS = {
     "case_study": case_study.main,
     "report": report.main,
     "runs": runs_command.main,
+    "strategy": strategy.main,
     "embedded": embedded.main,
     "accelerate": accelerate.main,
 }
@@ -72,6 +74,7 @@ def spoilt(good, tmp_path, monkeypatch) -> Path:
 Spoil = Callable[[Path], object]
 LOCAL = ["--profile", "local", "--model", "model", "--data-dir", "data", "--tasks", "mood", "--results", "r"]
 LOCAL += ["--device", "cpu", "--quiet", "--jobs", "1", "--methods", "dense"]
+RAY = [*LOCAL[:-4], "--executor", "ray", "--methods", "dense"]
 
 
 def write(place: str, content: str | bytes) -> Spoil:
@@ -132,6 +135,28 @@ ARGUMENTS: dict[str, Case] = {
     ),
     "glue: misspelt padding": ("glue", [*LOCAL, "--padding", "batched"], None, ["--padding takes none, batch"]),
     "glue: no jobs": ("glue", [*LOCAL, "--jobs", "0"], None, ["--jobs must be at least 1, got 0"]),
+    "glue: unknown executor": ("glue", [*LOCAL, "--executor", "slurm"], None, ["--executor", "'slurm'", "ray"]),
+    "glue: address without Ray": ("glue", [*LOCAL, "--address", "auto"], None, ["--address is for --executor ray"]),
+    "glue: GPUs without Ray": ("glue", [*LOCAL, "--gpus-per-run", "1"], None, ["--gpus-per-run is for --executor ray"]),
+    "glue: address of another form": ("glue", [*RAY, "--address", "ray://head"], None, ["auto, local or HOST:PORT"]),
+    "glue: port out of range": (
+        "glue",
+        [*RAY, "--address", "127.0.0.1:99999"],
+        None,
+        ["127.0.0.1:99999: nobody listens"],
+    ),
+    "glue: nobody at the address": ("glue", [*RAY, "--address", "127.0.0.1:1"], None, ["127.0.0.1:1: nobody listens"]),
+    "glue: no CPU": ("glue", [*RAY, "--cpus-per-run", "0"], None, ["--cpus-per-run must be above 0, got 0"]),
+    "glue: CPUs that are no number": ("glue", [*RAY, "--cpus-per-run", "nan"], None, ["--cpus-per-run", "got nan"]),
+    "glue: one and a half CPUs": ("glue", [*RAY, "--cpus-per-run", "1.5"], None, ["whole number, got 1.5"]),
+    "glue: fewer than no GPUs": ("glue", [*RAY, "--gpus-per-run", "-1"], None, ["--gpus-per-run must be 0 or more"]),
+    "glue: GPUs for runs on a CPU": ("glue", [*RAY, "--gpus-per-run", "1"], None, ["--gpus-per-run with --device cpu"]),
+    "glue: no GPU for runs on one": (
+        "glue",
+        [*RAY, "--device", "cuda", "--gpus-per-run", "0"],
+        None,
+        ["--gpus-per-run 0 with --device cuda", "0.5"],
+    ),
     "glue: no rows": ("glue", [*LOCAL, "--max-train-samples", "0"], None, ["--max-train-samples must be at least 1"]),
     "glue: fewer than no rows": ("glue", [*LOCAL, "--max-eval-samples", "-5"], None, ["--max-eval-samples", "got -5"]),
     "glue: too short": ("glue", [*LOCAL, "--max-length", "2"], None, ["no room for text"]),
@@ -159,7 +184,27 @@ ARGUMENTS: dict[str, Case] = {
         None,
         ["--data-dir data has no folder"],
     ),
-    "case_study: no text": ("case_study", [], None, ["the following arguments are required: text", "--help"]),
+    "case_study: no text": ("case_study", [], None, ["give a text, in quotes, or --examples", "--help"]),
+    "case_study: text and examples": ("case_study", ["a", "--examples"], None, ["own texts", "leave the text out"]),
+    "case_study: reducer and examples": (
+        "case_study",
+        ["--examples", "--reducer", "reducer"],
+        None,
+        ["leave --reducer out"],
+    ),
+    "case_study: data without examples": ("case_study", ["a", "--data-dir", "data"], None, ["--data-dir is for"]),
+    "case_study: examples of nothing": (
+        "case_study",
+        ["--examples", "--model", "model", "--results", "r"],
+        None,
+        ["no trained reducer for any example"],
+    ),
+    "case_study: examples without data": (
+        "case_study",
+        ["--examples", "--data-dir", "nowhere", "--results", "r"],
+        None,
+        ["--data-dir nowhere is not a folder"],
+    ),
     "case_study: blank text": ("case_study", ["  "], None, ["the text is empty"]),
     "case_study: blank question": ("case_study", ["a film", " "], None, ["the text is empty"]),
     "case_study: no Unicode": ("case_study", ["good \udcff", "--model", "model"], None, ["not Unicode", "UTF-8"]),
@@ -198,6 +243,10 @@ ARGUMENTS: dict[str, Case] = {
     "runs: unknown status": ("runs", ["list", "--status", "bad"], None, ["--status", "'bad'"]),
     "runs: unknown task": ("runs", ["list", "--task", "x", "--results", "results"], None, ["task 'x'; there is rte"]),
     "runs: unknown method": ("runs", ["list", "--method", "x", "--results", "results"], None, ["there is ltp"]),
+    "strategy: no records": ("strategy", ["--results", "data"], None, ["no finished runs in", "--results"]),
+    "strategy: unknown method": ("strategy", ["--methods", "ltpp"], None, ["no method 'ltpp'", "mean 'ltp'"]),
+    "strategy: random has no curve": ("strategy", ["--methods", "random"], None, ["the method that it follows"]),
+    "strategy: unknown flag": ("strategy", ["--all"], None, ["unrecognized arguments: --all", "--help"]),
     "report: no folder": ("report", ["--results", "nowhere"], None, ["--results nowhere is not a folder"]),
     "report: nothing in it": (
         "report",
@@ -354,6 +403,18 @@ FILES: dict[str, Case] = {
         REPORT,
         lambda root: write_suite(root / "results", measured="high"),
         ["glue-local.csv, row 2: measured is 'high', not a number", "rerun"],
+    ),
+    "a case study of the report that is no JSON": (
+        "report",
+        REPORT,
+        write("results/tables/case_study.json", "{"),
+        ["case_study.json is not what", "--examples"],
+    ),
+    "a case study of the report that is something else": (
+        "report",
+        REPORT,
+        write("results/tables/case_study.json", '{"schema": 1, "command": "", "examples": [{"views": 3}]}'),
+        ["case_study.json is not what", "KeyError"],
     ),
     "an empty table of the report": ("report", REPORT, write("results/tables/x.csv", ""), ["x.csv is empty"]),
     "a table of the report that is not UTF-8": (

@@ -6,15 +6,16 @@ import multiprocessing
 import os
 import signal
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from benchmarks import executor, running, runs
+from benchmarks import places, running, runs
 from benchmarks.executor import Job, execute
+from benchmarks.places import Local, RunDied, _Pool
 from benchmarks.runs import RunConfig, RunStore
 from tests.test_runs import config, described
 
@@ -55,17 +56,17 @@ def forked(monkeypatch, tmp_path):
 
     @contextmanager
     def processes(jobs, report):
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
+        with _Pool(jobs, multiprocessing.get_context("fork")) as pool:
             yield pool
 
     monkeypatch.setenv("SKIMBENCH_HOME", str(tmp_path))
     monkeypatch.setattr(runs, "environment", described)
-    monkeypatch.setattr(executor, "_processes", processes)
+    monkeypatch.setattr(places, "_processes", processes)
     monkeypatch.setattr(running, "run", lambda fake, store, tell: store.run(fake.config(), fake.compute))
 
 
 def finished(first, store, jobs, follow=lambda job, record: ()) -> dict[int, str]:
-    return {job.experiment.number: record["status"] for job, record in execute(first, follow, store, jobs=jobs)}
+    return {job.experiment.number: record["status"] for job, record in execute(first, follow, store, place=Local(jobs))}
 
 
 def order(notes: Path) -> list[str]:
@@ -144,3 +145,36 @@ def test_an_error_of_one_run_is_its_record(tmp_path, monkeypatch):
     assert finished([bad, good], store, 2) == {1: "ok", 2: "failed"}
     error = runs.read_record(store.path(bad.experiment.config()))["error"]
     assert error == "MemoryError: cannot allocate 9 GiB; use fewer --jobs, shorter texts or a larger machine"
+
+
+class Losing:
+    """A place whose workers lose a run so many times before they finish it."""
+
+    def __init__(self, times: int, tries: int) -> None:
+        self.left, self.tries, self.started = times, tries, 0
+
+    @contextmanager
+    def open(self, report):
+        yield self
+
+    def room(self) -> int:
+        return 1
+
+    def submit(self, call, *arguments) -> Future:
+        future: Future = Future()
+        self.started, self.left = self.started + 1, self.left - 1
+        if self.left >= 0:
+            future.set_exception(RunDied("its node was lost", self.tries))
+        else:
+            future.set_result(call(*arguments))
+        return future
+
+
+@pytest.mark.parametrize(("times", "status"), [(0, "ok"), (2, "ok"), (3, "failed"), (9, "failed")])
+def test_a_run_that_is_lost_is_tried_again_so_often_and_no_more(tmp_path, times, status):
+    place, store = Losing(times, tries=3), RunStore(tmp_path / "r")
+    job = Job(experiment=Fake(1, tmp_path / "notes"))
+    outcome = [record for _, record in execute([job], lambda job, record: (), store, place=place)]
+    assert [record["status"] for record in outcome] == [status] and place.started == min(times + 1, 3)
+    record = runs.read_record(store.path(job.experiment.config()))
+    assert record["error"] == (None if status == "ok" else "its node was lost")
