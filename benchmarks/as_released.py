@@ -12,13 +12,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.cli import open_session, parser, run_command
+from benchmarks.cli import Session, open_session, parser, run_command
 from benchmarks.console import open_console, print_table
 from benchmarks.errors import UserError
-from benchmarks.suite import Suite, drop_missing_tasks, planned
+from benchmarks.suite import Suite, drop_missing_tasks
+from benchmarks.sweep import completed, planned, planned_jobs
 from benchmarks.tasks import EMBEDDED, GLUE
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from benchmarks.data import Feature
     from benchmarks.experiments import Experiment
-    from benchmarks.runs import Record, RunStore
+    from benchmarks.runs import Record, RunConfig, RunStore
     from methods import TokenReducer
 
 KIND = "as_released"
@@ -64,19 +65,35 @@ def compared(experiment: Experiment) -> bool:
     return bool(methods.lookup(experiment.method).traits.as_released) and experiment.task.kind != "span_qa"
 
 
-def compare(experiment: Experiment, store: RunStore) -> Record:
-    """The record of one comparison; the method is trained first where no run of it is there."""
-    from dataclasses import replace
+def comparison(experiment: Experiment) -> RunConfig:
+    """What decides the result of a comparison."""
+    import methods
 
+    released = dict(methods.lookup(experiment.method).traits.as_released)
+    extra = {"trained": experiment.config().hash, "released": released, "draws": DRAWS}
+    return replace(experiment.config(), kind=KIND, extra=extra)
+
+
+def compare(experiment: Experiment, store: RunStore) -> Record:
+    """The record of one comparison; the method is trained first where no weights of it are there."""
     from benchmarks.running import trained
 
-    reducer = trained(experiment, store)
-    config = replace(
-        experiment.config(),
-        kind=KIND,
-        extra={"trained": experiment.config().hash, "released": dict(reducer.traits.as_released), "draws": DRAWS},
-    )
-    return store.run(config, lambda: _compute(experiment, reducer))
+    return store.run(comparison(experiment), lambda: _compute(experiment, trained(experiment, store)))
+
+
+def train(experiments: Sequence[Experiment], session: Session, store: RunStore) -> dict[str, str]:
+    """Train what is still to compare; the error of each training that failed, by hash."""
+    missing = [one for one in experiments if store.settled(comparison(one)) is None]
+    wanted = {one.config().hash for one in missing}
+    alone = replace(session, methods=tuple(name for name in session.methods if name != "random"))  # no twins
+    jobs = [replace(job, weights=job.weights or job.key in wanted) for job in planned_jobs(alone, missing, store)]
+    failed = {}
+    for job, record, progress in completed(session, store, jobs):
+        if record["status"] == "ok":
+            progress.say(f"{job.label}: trained")
+        elif job.key in wanted:
+            failed[job.key] = f"{job.label}: {record['error']}"
+    return failed
 
 
 def _compute(experiment: Experiment, reducer: TokenReducer) -> dict[str, Any]:
@@ -202,15 +219,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     session = drop_missing_tasks(session, console)
     store = session.store()
-    records, failures = [], []
+    experiments = [experiment for experiment in experiments if experiment.task in session.tasks]
+    failed = train(experiments, session, store)
+    records, failures = [], list(failed.values())
     for experiment in experiments:
-        if experiment.task not in session.tasks:
+        if experiment.config().hash in failed:
             continue
-        try:
-            record = compare(experiment, store)
-        except RuntimeError as error:  # the training itself failed
-            failures.append(str(error))
-            continue
+        record = compare(experiment, store)
         if record["status"] == "ok":
             records.append((experiment, record))
         else:

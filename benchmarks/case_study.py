@@ -1,8 +1,8 @@
 """Table 5: one text, its tokens coloured by the layer that dropped them, for several methods side by side.
 
-Needs trained reducers: folders that `save_pretrained` wrote (--reducer), or, without any, the newest ones that a
-command of the embedded profile left. A pair is read in the order given; for question answering, the second text is the
-question.
+Needs trained reducers: folders that `save_pretrained` wrote (--reducer), or, without any, the newest ones that an
+earlier command left. A pair is read in the order given; for question answering, the second text is the question. With
+--examples, Table 5's two and a pair are shown, and written as a page and as the data that the report draws them from.
 """
 
 from __future__ import annotations
@@ -13,16 +13,10 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from rich import box
-from rich.console import Console
-from rich.style import Style
-from rich.table import Table
-from rich.text import Text
 
 from benchmarks.cli import OWN_RESULTS, run_command
 from benchmarks.console import open_console
@@ -31,34 +25,36 @@ from benchmarks.errors import Parser, UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from benchmarks.case_examples import Example, Shown
     from benchmarks.models import ModelRef
-    from benchmarks.token_view import Colour, MethodView, Piece
+    from benchmarks.token_view import MethodView
 
 PAGE = OWN_RESULTS / "case_study.html"
-ACROSS = 3  # methods beside each other on a terminal
-BARS = " ▁▂▃▄▅▆▇█"
-SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
-JOINT = "\N{MIDDLE DOT}"  # between the sub-words of a word
-_CHECKPOINT = re.compile(r"(?P<task>.+)-(?P<method>[a-z0-9_+]+)-[0-9a-f]{12}")  # as running.checkpoint_folder
+HEADING = "What each method did with each token"
+_CHECKPOINT = re.compile(r"(?P<task>.+)-(?P<method>[a-z0-9_+]+)-(?P<run>[0-9a-f]{12})")  # as running.checkpoint_folder
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained reducer left by a command: its task and method, from the folder's name, and when it was written."""
+    """A trained reducer left by a command: task, method and run from the folder's name, and when it was written."""
 
     folder: Path
     task: str
     method: str
+    run: str
     written: float
 
 
-def checkpoints(home: Path, model: ModelRef, *, pair: bool, task: str | None = None) -> list[Checkpoint]:
+def checkpoints(
+    home: Path, model: ModelRef, *, pair: bool, task: str | None = None, recorded: Collection[str] = ()
+) -> list[Checkpoint]:
     """The newest reducer of each method on one task, of those that fit.
 
     Args:
         home: see `benchmarks.embedded.skimbench_home`. model: the encoder that they were trained from.
         pair: whether two texts are given, or one.
         task: default: the task with the newest reducer.
+        recorded: runs that come before newer ones of the same method, as their records are at hand.
     Returns:
         In alphabetical order of methods, without the dense model and random dropping; empty if there is none.
     """
@@ -71,11 +67,11 @@ def checkpoints(home: Path, model: ModelRef, *, pair: bool, task: str | None = N
             continue
         fits = (len(TASKS[match["task"]].text_columns) == 2) == pair and task in (None, match["task"])
         if fits and _is_from(folder, model):
-            found.append(Checkpoint(folder, match["task"], match["method"], folder.stat().st_mtime))
+            found.append(Checkpoint(folder, match["task"], match["method"], match["run"], folder.stat().st_mtime))
     if not found:
         return []
     chosen = max(found, key=lambda checkpoint: checkpoint.written).task
-    own = sorted((checkpoint for checkpoint in found if checkpoint.task == chosen), key=lambda c: c.written)
+    own = sorted((one for one in found if one.task == chosen), key=lambda one: (one.run in recorded, one.written))
     newest = {checkpoint.method: checkpoint for checkpoint in own}
     return [newest[method] for method in sorted(newest)]
 
@@ -91,67 +87,6 @@ def _is_from(folder: Path, model: ModelRef) -> bool:
     return all(own.get(name) == other.get(name) for name in sizes)
 
 
-# Drawing on the terminal ----------------------------------------------------------------------------------------------
-
-
-def _style(background: Colour) -> Style:
-    from rich.color import Color
-
-    from benchmarks.token_view import ink
-
-    return Style(color=Color.from_rgb(*ink(background)), bgcolor=Color.from_rgb(*background))
-
-
-def _piece(piece: Piece, layers: int) -> tuple[str, Style]:
-    from benchmarks.token_view import colour
-
-    number = "" if piece.left is None else str(piece.left).translate(SUBSCRIPTS)
-    return f"{piece.text}{number}", _style(colour(piece.left, layers))
-
-
-def drawn(view: MethodView) -> Text:
-    """The text of a view: each token in its colour and with the number of the layer that dropped it."""
-    text = Text()
-    for word in view.words:
-        for place, piece in enumerate(word.pieces):
-            if place:
-                text.append(JOINT)
-            text.append(*_piece(piece, view.layers))
-        text.append(" ")
-    return text
-
-
-def facts(view: MethodView) -> Text:
-    """What stands under the text: tokens, cost, the share of tokens that each layer computed."""
-    bars = "".join(BARS[round(share * (len(BARS) - 1))] for share in view.shares)
-    lines = [f"{view.answer}, {view.tokens} tokens, {view.speedup:.2f}x fewer FLOPs"]
-    lines += [f"left after layer {view.exit_layer}"] if view.exit_layer is not None else []
-    lines += ["the text was cut to the model's length"] if view.truncated else []
-    lines.append(f"computed per layer {bars} {' '.join(f'{100 * share:.0f}' for share in view.shares)} %")
-    return Text("\n".join(lines))
-
-
-def show(views: Sequence[MethodView], console: Console) -> None:
-    """All views, some beside each other, and what the colours mean."""
-    from benchmarks.token_view import colour
-
-    for start in range(0, len(views), ACROSS):
-        row = views[start : start + ACROSS]
-        table = Table(box=box.ROUNDED, expand=True)
-        for view in row:
-            table.add_column(view.title, ratio=1)
-        table.add_row(*(Text(view.source, style="dim", overflow="fold") for view in row))
-        table.add_row(*(drawn(view) for view in row))
-        table.add_row(*(facts(view) for view in row))
-        console.print(table)
-    layers = max(view.layers for view in views)
-    legend = Text("dropped by layer ")
-    for layer in range(1, layers + 1):
-        legend.append(f" {layer} ", _style(colour(layer, layers)))
-    legend.append(" stayed ", _style(colour(None, layers)))
-    console.print(legend + Text(f"  {JOINT} between sub-words of a word"))
-
-
 # The command ----------------------------------------------------------------------------------------------------------
 
 
@@ -160,16 +95,21 @@ def parser() -> argparse.ArgumentParser:
     result = Parser(
         prog="python -m benchmarks.case_study",
         description=__doc__,
-        epilog='example:\n  python -m benchmarks.case_study "a charming film" --reducer skimming power',
+        epilog='examples:\n  python -m benchmarks.case_study "a charming film" --reducer skimming power\n'
+        "  python -m benchmarks.case_study --examples --methods transkimmer ltp",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = result.add_argument
-    add("text", help="in quotes")
+    add("text", nargs="?", help="in quotes")
     add("second", nargs="?", metavar="question", help="the question asked of the text, or the second text of a pair")
     add("--reducer", nargs="+", metavar="DIR", type=Path, help="trained reducers; default: the newest of each method")
     add("--model", metavar="NAME_OR_PATH", help="whose tokenizer they were trained with; default: the embedded model")
     add("--task", metavar="TASK", help="without --reducer: take those of this task")
-    add("--output", type=Path, metavar="FILE", default=PAGE, help="default: results/local/case_study.html")
+    add("--methods", nargs="+", metavar="METHOD", help="without --reducer: only these; --examples: default: three")
+    add("--output", type=Path, metavar="FILE", help="the page of a text; default: results/local/case_study.html")
+    add("--examples", action="store_true", help="the examples in place of a text; writes tables/case_study.html, .json")
+    add("--data-dir", type=Path, metavar="DIR", help="with --examples: take SST-2's and SQuAD v2's own rows from here")
+    add("--results", type=Path, metavar="DIR", help="with --examples: the results folder; default: results/local")
     add("--debug", action="store_true", help="show where an error came from")
     return result
 
@@ -177,58 +117,167 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     arguments = parser().parse_args(argv)
+    _check(arguments)
     if arguments.model is None or Path(arguments.model).exists():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing below needs the network
-    if not arguments.text.strip() or (arguments.second is not None and not arguments.second.strip()):
-        raise UserError("the text is empty; give some words, in quotes")
-    if any("\ud800" <= character <= "\udfff" for character in f"{arguments.text}{arguments.second}"):
-        raise UserError("the text is not Unicode (it has a lone surrogate); give it as UTF-8")
+    command = shlex.join(["python", "-m", "benchmarks.case_study", *(sys.argv[1:] if argv is None else argv)])
+    if arguments.examples:
+        return _examples(arguments, command)
     views = _views(arguments)
     console = open_console()
-    show(views, console)
     from benchmarks.token_html import page
+    from benchmarks.token_terminal import show
 
-    command = shlex.join(["python", "-m", "benchmarks.case_study", *(sys.argv[1:] if argv is None else argv)])
-    _write(arguments.output, page(views, heading="What each method did with each token", command=command))
-    console.print(f"page: {arguments.output}", highlight=False, soft_wrap=True)
+    show(views, console)
+    output = arguments.output or PAGE
+    _write(output, page(views, heading=HEADING, command=command))
+    console.print(f"page: {output}", highlight=False, soft_wrap=True)
     return 0
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    """Flags that go together, and texts that can be read."""
+    import methods
+
+    if arguments.examples:
+        for name in ("text", "reducer", "task", "output"):
+            if getattr(arguments, name) is not None:
+                given = "the text" if name == "text" else f"--{name}"
+                raise UserError(f"--examples has its own texts, tasks and files; leave {given} out")
+    elif arguments.text is None:
+        raise UserError("give a text, in quotes, or --examples; `python -m benchmarks.case_study --help` explains both")
+    elif flag := next((flag for flag in ("data_dir", "results") if getattr(arguments, flag) is not None), None):
+        raise UserError(f"--{flag.replace('_', '-')} is for --examples; leave it out with a text")
+    elif not arguments.text.strip() or (arguments.second is not None and not arguments.second.strip()):
+        raise UserError("the text is empty; give some words, in quotes")
+    elif any("\ud800" <= character <= "\udfff" for character in f"{arguments.text}{arguments.second}"):
+        raise UserError("the text is not Unicode (it has a lone surrogate); give it as UTF-8")
+    if arguments.methods and arguments.reducer:
+        raise UserError("--methods chooses among the reducers of earlier commands; leave it out with --reducer")
+    for name in arguments.methods or ():
+        try:
+            methods.lookup(name)
+        except KeyError as error:
+            raise UserError(str(error.args[0])) from error
+
+
+def _model(arguments: argparse.Namespace) -> ModelRef:
+    from benchmarks.embedded import embedded_model_path
+    from benchmarks.models import find_model, folder_model
+
+    return find_model(arguments.model) if arguments.model else folder_model(embedded_model_path(), "MiniLM-L6")
+
+
+def _examples(arguments: argparse.Namespace, command: str) -> int:
+    """Show the examples that have trained reducers, and write them."""
+    from benchmarks import case_examples
+    from benchmarks.environment import git_state
+    from benchmarks.runs import RunStore
+    from benchmarks.token_html import examples_page
+    from benchmarks.token_terminal import show
+
+    store, console = RunStore.open(arguments.results or OWN_RESULTS), open_console()
+    if arguments.data_dir is not None and not arguments.data_dir.is_dir():
+        raise UserError(f"--data-dir {arguments.data_dir} is not a folder")
+    shown = []
+    for example in case_examples.EXAMPLES:
+        one = _shown(example, arguments, store.root)
+        if one is None:
+            commands = " or ".join(map(_makes, example.tasks))
+            console.print(f"{example.title}: left out, no trained reducer; make some with {commands}", highlight=False)
+            continue
+        console.rule(one.title)
+        show(one.views, console)
+        shown.append(one)
+    if not shown:
+        raise UserError("no trained reducer for any example (see above)")
+    page, data = (store.root / "tables" / f"case_study{suffix}" for suffix in (".html", ".json"))
+    _write(page, examples_page(shown, heading=HEADING, command=command))
+    case_examples.write(data, shown, command=command, git=git_state())
+    console.print(f"page: {page}, data: {data}", highlight=False, soft_wrap=True)
+    if store.is_scratch:
+        console.print("the work tree has changes, so these are scratch: commit, then run again")
+    return 0
+
+
+def _shown(example: Example, arguments: argparse.Namespace, results: Path) -> Shown | None:
+    """An example under the reducers of the first of its tasks that has any."""
+    from benchmarks import case_examples
+    from benchmarks.embedded import skimbench_home
+    from benchmarks.models import load_tokenizer
+    from benchmarks.tasks import TASKS
+
+    model, pair = _folder(_model(arguments)), len(example.texts) == 2
+    recorded = {path.stem.rpartition("-")[2] for path in (results / "runs").rglob("*.json")}
+    for name in example.tasks:
+        found = checkpoints(skimbench_home(), model, pair=pair, task=name, recorded=recorded)
+        by_method = {one.method: one for one in found}
+        own = [by_method[method] for method in case_examples.chosen(list(by_method), arguments.methods)]
+        if own:
+            break
+    else:
+        return None
+    texts = case_examples.paper_row(example, arguments.data_dir) if arguments.data_dir else example.texts
+    task, tokenizer = TASKS[own[0].task], load_tokenizer(model)
+    source = f"trained on {task.title}"
+    views = tuple(_view(one.folder, tokenizer, texts, source, task.label_names) for one in own)
+    return case_examples.Shown(
+        name=example.name,
+        title=example.title,
+        about=f"{example.about} {case_examples.where_from(example, arguments.data_dir)}",
+        task=task.title,
+        texts=texts,
+        views=views,
+        records=tuple(one.run for one in own),
+    )
+
+
+def _folder(model: ModelRef) -> ModelRef:
+    if not model.is_folder:
+        raise UserError("without --reducer, --model has to be a folder; name the reducers with --reducer")
+    return model
+
+
 def _views(arguments: argparse.Namespace) -> list[MethodView]:
-    from benchmarks.embedded import embedded_model_path, skimbench_home
-    from benchmarks.models import find_model, folder_model, load_tokenizer
+    """What each reducer does with the text of the command line."""
+    from benchmarks.embedded import skimbench_home
+    from benchmarks.models import load_tokenizer
     from benchmarks.tasks import TASKS
 
     folders: list[tuple[Path, str, Sequence[str]]]
-    model = find_model(arguments.model) if arguments.model else folder_model(embedded_model_path(), "MiniLM-L6")
+    model = _model(arguments)
     if arguments.reducer is not None:
         if arguments.task is not None:
             raise UserError("--task chooses among the reducers of earlier commands; leave it out with --reducer")
         folders = [(folder, str(folder), ()) for folder in arguments.reducer]
     else:
-        if not model.is_folder:
-            raise UserError("without --reducer, --model has to be a folder; name the reducers with --reducer")
         home = skimbench_home()
-        own = checkpoints(home, model, pair=arguments.second is not None, task=arguments.task)
+        own = checkpoints(home, _folder(model), pair=arguments.second is not None, task=arguments.task)
+        own = [one for one in own if one.method in (arguments.methods or (one.method,))]
         if not own:
             raise UserError(_none_there(arguments, home))
         task = TASKS[own[0].task]
         folders = [(one.folder, f"trained on {task.title}", task.label_names) for one in own]
+    texts = (arguments.text,) if arguments.second is None else (arguments.text, arguments.second)
     tokenizer = load_tokenizer(model)
-    return [_view(folder, tokenizer, arguments, source, labels) for folder, source, labels in folders]
+    return [_view(folder, tokenizer, texts, source, labels) for folder, source, labels in folders]
+
+
+def _makes(task: str) -> str:
+    """The command that trains reducers on a task."""
+    from benchmarks.tasks import EMBEDDED_LONG, LONG
+
+    return f"`python -m benchmarks.{'long' if task in (*LONG, *EMBEDDED_LONG) else 'glue'} --tasks {task}`"
 
 
 def _none_there(arguments: argparse.Namespace, home: Path) -> str:
     """What to say where there is no checkpoint: the commands that make one."""
-    from benchmarks.tasks import EMBEDDED_LONG, LONG, get_task
+    from benchmarks.tasks import get_task
 
     texts = "one text" if arguments.second is None else "two texts"
     on = f" of {arguments.task}" if arguments.task else ""
     tasks = ("vader_sentiment",) if arguments.second is None else ("synthetic_pair", "synthetic_squad_v2")
-    commands = [
-        f"`python -m benchmarks.{'long' if name in (*LONG, *EMBEDDED_LONG) else 'glue'} --tasks {name}`"
-        for name in ((get_task(arguments.task).name,) if arguments.task else tasks)
-    ]
+    commands = map(_makes, (get_task(arguments.task).name,) if arguments.task else tasks)
     return (
         f"no trained reducer{on} for {texts} in {home / 'checkpoints'}; make some with {' or '.join(commands)}, or "
         "name folders with --reducer"
@@ -238,7 +287,7 @@ def _none_there(arguments: argparse.Namespace, home: Path) -> str:
 def _view(
     folder: Path,
     tokenizer: PreTrainedTokenizerBase,
-    arguments: argparse.Namespace,
+    texts: Sequence[str],
     source: str,
     labels: Sequence[str],
 ) -> MethodView:
@@ -254,7 +303,7 @@ def _view(
         reducer = methods.load(str(folder))
     except (ValueError, KeyError, OSError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot load the reducer {folder}: {error}") from error
-    return look(reducer, tokenizer, arguments.text, arguments.second, source=source, labels=labels)
+    return look(reducer, tokenizer, *texts, source=source, labels=labels)
 
 
 def _write(path: Path, text: str) -> None:

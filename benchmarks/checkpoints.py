@@ -1,9 +1,9 @@
 """Half-done runs: what a training needs to go on, bit for bit, after its process was killed.
 
-A run in training keeps two files below `skimbench_home()`/checkpoints/partial/<config hash>: `stage`, how the last
-finished stage ended, and `epoch`, how far the present one is. Each is one safetensors file: tensors by name, everything
-else as JSON in its header, with a SHA-256 over both. Teachers, the data and the order of the rows are made again from
-their own sources and seeds. The folder goes when the run has its record.
+A run in training keeps files below `skimbench_home()`/checkpoints/partial/<config hash>: `stage`, how the last finished
+stage ended, `epoch`, how far the present one is, and `search`, what its search has tried. Each is one safetensors file:
+tensors by name, everything else as JSON in its header, with a SHA-256 over both. Teachers, data and the order of the
+rows are made again from their own sources and seeds. The folder goes when the run has its record.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from methods.config import build_options
 
 log = logging.getLogger(__name__)
 
-STAGE, EPOCH = "stage", "epoch"
+STAGE, EPOCH, SEARCH = "stage", "epoch", "search"
 EVERY_S = 10.0  # an epoch that ends sooner after the last checkpoint is cheaper to repeat than to keep
 Tensors = dict[str, Tensor]
 
@@ -132,7 +132,7 @@ class Partial:
     def refuse(self, reason: UnusableCheckpoint, *names: str) -> None:
         """Put the snapshots called `names`, or all, aside and say so."""
         assert self.folder is not None
-        for path in (self.folder / f"{name}.safetensors" for name in names or (STAGE, EPOCH)):
+        for path in (self.folder / f"{name}.safetensors" for name in names or (STAGE, EPOCH, SEARCH)):
             if path.is_file():
                 kept = set_aside(path).name
                 log.warning("%s: %s; trained anew from the step before, the file is kept as %s", path, reason, kept)
@@ -159,7 +159,8 @@ class Partial:
         snapshot = of_reducer(reducer)
         snapshot.state |= {"stages": number + 1, "history": history}
         if self.save(STAGE, snapshot) and self.folder is not None:
-            (self.folder / f"{EPOCH}.safetensors").unlink(missing_ok=True)
+            for name in (EPOCH, SEARCH):
+                (self.folder / f"{name}.safetensors").unlink(missing_ok=True)
 
     def resume(self, reducer: TokenReducer) -> tuple[int, list[dict[str, Any]]]:
         """Bring the reducer to the end of the last finished stage; returns the number of stages and their history."""

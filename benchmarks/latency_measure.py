@@ -91,6 +91,7 @@ def _described(
             }
     return {
         "key": subject.key,
+        "method": subject.method,
         "title": subject.title,
         "schedule": subject.schedule,
         "padding": subject.padding,

@@ -58,7 +58,7 @@ class Subject:
     """Something that is timed: one pass over all texts.
 
     Attributes:
-        key: unique in its cell. title: as the table prints it.
+        key: unique in its cell. method: its registered name, "dense" for all dense ones. title: as tables print it.
         schedule: the speed-up asked for ("4x"), "trained", or "" where there is none.
         padding: that it computes: "none", "batch", "sorted" (batches of similar length) or "sequence".
         run: the pass. macs: multiply-adds of one, counted as `benchmarks.flops` says.
@@ -66,6 +66,7 @@ class Subject:
     """
 
     key: str
+    method: str
     title: str
     run: Callable[[], object]
     macs: int
@@ -87,6 +88,7 @@ def stock_subjects(model: PreTrainedModel, texts: Texts, paddings: Sequence[str]
         lengths = torch.cat([torch.full((len(rows),), batch["input_ids"].shape[1]) for rows, batch in batches])
         yield Subject(
             key=f"{STOCK}-{padding}",
+            method="dense",
             title="Dense, stock" + (", sorted by length" if padding == "sorted" else ""),
             run=_passes(lambda batch: model(**batch), [_without(batch, unread) for _, batch in batches]),
             macs=int(backbone.dense_macs(lengths).sum()),
@@ -99,7 +101,7 @@ def unpadded_subject(model: PreTrainedModel, texts: Texts) -> Subject:
     reducer = methods.create("dense", model).eval()
     macs = int(reducer.backbone.dense_macs(texts.lengths).sum())
     run = _passes(lambda batch: reducer(**batch), [batch for _, batch in texts.batches()])
-    return Subject(key=UNPADDED, title="Dense, unpadded", run=run, macs=macs)
+    return Subject(key=UNPADDED, method="dense", title="Dense, unpadded", run=run, macs=macs)
 
 
 def forced_subject(name: str, model: PreTrainedModel, texts: Texts, schedule: str) -> Subject:
@@ -145,6 +147,7 @@ def _reduced(
         macs = sum(int(reducer.macs(output.trace).sum()) for output in run())
     return Subject(
         key=f"{reducer.method_name}@{schedule}",
+        method=reducer.method_name,
         title=reducer.traits.title,
         run=run,
         macs=macs,

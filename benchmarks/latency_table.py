@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from benchmarks.console import print_table
+from benchmarks.files import writing
 from benchmarks.runs import Record
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def _rows(record: Record) -> Iterator[dict[str, Any]]:
                 "batch_size": config["extra"]["batch_size"],
                 "baseline": padding,
                 "key": subject["key"],
-                "method": subject["title"],
+                "method": subject["method"],
+                "title": subject["title"],
                 "schedule": subject["schedule"],
                 "ms_per_text": milliseconds / metrics["texts"],
                 "tokens_per_s": 1000 * metrics["tokens"] / milliseconds,
@@ -61,6 +63,7 @@ def _rows(record: Record) -> Iterator[dict[str, Any]]:
                 "overhead": subject["overhead"]["wall"][0],
                 "cpu_overhead": subject["overhead"]["cpu"][0],
                 "peak_memory_mb": subject["peak_memory_bytes"] / 1e6,
+                "records": record["config_hash"],
             }
 
 
@@ -76,7 +79,7 @@ def printed(frame: pd.DataFrame) -> pd.DataFrame:
             **texts,
             "Batch": frame["batch_size"],
             "Against": frame["baseline"].map(TITLES),
-            "Method": frame["method"],
+            "Method": frame["title"],
             "At": frame["schedule"],
             "ms/text": column("{:.2f}", "ms_per_text"),
             "Tokens/s": column("{:.0f}", "tokens_per_s"),
@@ -97,18 +100,29 @@ def show(records: Sequence[Record], console: Console) -> None:
 
 
 def write(records: Sequence[Record], root: Path, command: str) -> list[Path]:
-    """Write `tables/latency.csv` and `.md` and `figures/latency.svg` below `root`; returns their paths."""
-    from plots.latency import draw
+    """Write the table `latency` (CSV, Markdown) and the figure below `root`; returns the paths, of the figure's SVG."""
+    from plots.latency import latency_figure
+    from plots.style import save
 
     frame = frame_of(records)
-    tables, figures = root / "tables", root / "figures"
-    for folder in (tables, figures):
-        folder.mkdir(parents=True, exist_ok=True)
-    paths = [tables / "latency.csv", tables / "latency.md", figures / "latency.svg"]
-    frame.to_csv(paths[0], index=False, float_format="%.6g")
+    folder = root / "tables"
+    paths = [folder / "latency.csv", folder / "latency.md"]
     machine = f"Machine: {frame['machine'].iloc[0]}, {frame['threads'].iloc[0]} threads, {frame['dtype'].iloc[0]}; "
     machine += f"weights: {frame['backbone'].iloc[0]}."
     parts = ["# Time against FLOPs", f"Command: `{command}`", machine, NOTE, printed(frame).to_markdown(index=False)]
-    paths[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    draw(frame, paths[2])
-    return paths
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        frame.to_csv(paths[0], index=False, float_format="%.6g")
+        paths[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    with writing(root / "figures"):
+        return paths + save(latency_figure(_points(frame)), root / "figures", "latency")[:1]
+
+
+def _points(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """What the figure shows: a panel per texts, batch size and baseline."""
+    several = frame["task"].nunique() > 1
+    rows = [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+    for row in rows:
+        panel = f"Batch {row['batch_size']}, against {TITLES[row['baseline']]}"
+        row["panel"] = f"{row['task']}: {panel}" if several else panel
+    return rows

@@ -76,7 +76,7 @@ def read_all(root: Path, *, published: bool) -> list[Results]:
     if published or not own:
         folders.append((RESULTS, "published", "published"))
     found = [read_results(*folder) for folder in folders]
-    found = [results for results in found if results.records or results.tables or results.unreadable]
+    found = [results for results in found if not results.is_empty]
     if not found:
         raise UserError(f"no records and no tables in {root}; run ./reproduce.sh glue first, or choose with --results")
     return found
@@ -84,6 +84,7 @@ def read_all(root: Path, *, published: bool) -> list[Results]:
 
 def build(all_results: Sequence[Results]) -> str:
     """The page."""
+    from benchmarks.report_case import case_section
     from benchmarks.report_measured import (
         LATENCY_LEAD,
         other_section,
@@ -99,6 +100,7 @@ def build(all_results: Sequence[Results]) -> str:
         records_section,
     )
     from benchmarks.report_suites import headline, retention_section, suite_section, suite_tables
+    from benchmarks.token_html import STYLE
 
     three, four = (list(suite_tables(all_results, name)) for name in ("glue", "long"))
     parts = [
@@ -107,6 +109,7 @@ def build(all_results: Sequence[Results]) -> str:
         paper_table(all_results, "table2"),
         suite_section("table3", "Table 3: scores and speed-ups", three),
         suite_section("table4", "Table 4: long texts", four),
+        case_section(all_results),
         retention_section([*three, *four]),
         audit_section(all_results),
         plain_section(all_results, "latency", "Latency", LATENCY_LEAD, "latency"),
@@ -121,7 +124,7 @@ def build(all_results: Sequence[Results]) -> str:
         environment_section(environments),
         records_section(all_results, environments),
     ]
-    return draw(TITLE, [part for part in parts if part], introduction=INTRODUCTION)
+    return draw(TITLE, [part for part in parts if part], introduction=INTRODUCTION, style=STYLE)
 
 
 KNOWN = ("glue", "long", "table1", "table2", "audit", "latency", "as_released")

@@ -83,6 +83,16 @@ class Results:
     unreadable: tuple[tuple[str, str], ...] = ()
     commands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # that show a record, by its hash
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing on a page could come from here."""
+        return not (self.records or self.unreadable or self.tables or self.case_study.is_file())
+
+    @property
+    def case_study(self) -> Path:
+        """The data of Table 5, where there are any."""
+        return self.root / "tables" / "case_study.json"
+
     def anchor(self, run: str) -> str | None:
         """Where the record of a hash stands on the page; None if the folder has no such record."""
         return f"run-{self.key}-{run}" if run in self.records else None

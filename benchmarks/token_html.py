@@ -11,6 +11,7 @@ from itertools import groupby
 from jinja2 import Environment
 from markupsafe import Markup
 
+from benchmarks.case_examples import Shown
 from benchmarks.token_view import Colour, MethodView, Piece, colour, ink
 
 STYLE = """
@@ -86,8 +87,14 @@ code { overflow-wrap: anywhere; }
 <body>
 <h1>{{ heading }}</h1>
 <p>Command: <code>{{ command }}</code></p>
+{% for title, about, cards, legend in groups %}
+{% if title %}
+<h2>{{ title }}</h2>
+<p>{{ about }}</p>
+{% endif %}
 {{ legend }}
 {{ cards }}
+{% endfor %}
 </body>
 </html>
 """
@@ -139,8 +146,15 @@ def legend(layers: int) -> Markup:
 
 
 def page(views: Sequence[MethodView], *, heading: str, command: str) -> str:
-    """A whole page that opens without a network."""
-    layers = max(view.layers for view in views)
-    return _ENVIRONMENT.from_string(_PAGE).render(
-        heading=heading, command=command, style=Markup(STYLE), legend=legend(layers), cards=cards(views)
-    )
+    """A whole page of one text; it opens without a network."""
+    return _page([("", "", views)], heading, command)
+
+
+def examples_page(shown: Sequence[Shown], *, heading: str, command: str) -> str:
+    """A whole page of several examples; it opens without a network."""
+    return _page([(f"{one.title} ({one.task})", one.about, one.views) for one in shown], heading, command)
+
+
+def _page(groups: Sequence[tuple[str, str, Sequence[MethodView]]], heading: str, command: str) -> str:
+    drawn = [(title, about, cards(views), legend(max(view.layers for view in views))) for title, about, views in groups]
+    return _ENVIRONMENT.from_string(_PAGE).render(heading=heading, command=command, style=Markup(STYLE), groups=drawn)

@@ -5,7 +5,7 @@ A `MethodView` is plain data; nothing that draws it needs a model. Layers are co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 LONGEST_ANSWER = 30  # tokens
+MOST_LAYERS = 1_000  # that a view from a file may have
 # Light to dark, so that it also reads without colour; from the viridis map, first to leave lightest.
 _ANCHORS = ((253, 231, 37), (94, 201, 98), (33, 145, 140), (59, 82, 139), (68, 1, 84))
 
@@ -79,6 +80,34 @@ class MethodView:
     def tokens(self) -> int:
         """Tokens of the text, special ones included."""
         return sum(len(word.pieces) for word in self.words)
+
+
+def view_from(data: Mapping[str, Any]) -> MethodView:
+    """A view from what `dataclasses.asdict` made of it.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is something else.
+    """
+    words = tuple(
+        Word(
+            tuple(Piece(str(piece["text"]), tuple(map(bool, piece["computed"]))) for piece in word["pieces"]),
+            None if word["part"] is None else int(word["part"]),
+        )
+        for word in data["words"]
+    )
+    layers, exit_layer = int(data["layers"]), data["exit_layer"]
+    view = MethodView(
+        **{name: str(data[name]) for name in ("title", "source", "answer")},
+        words=words,
+        shares=tuple(map(float, data["shares"])),
+        layers=layers,
+        exit_layer=None if exit_layer is None else int(exit_layer),
+        speedup=float(data["speedup"]),
+        truncated=bool(data["truncated"]),
+    )
+    if not 1 <= layers <= MOST_LAYERS or any(len(piece.computed) > layers for word in words for piece in word.pieces):
+        raise ValueError(f"a view of {layers} layers whose tokens ran through more")
+    return view
 
 
 def colour(left: int | None, layers: int) -> Colour:
@@ -149,6 +178,8 @@ def _texts(reducer: TokenReducer, text: str, second: str | None) -> tuple[str, .
     """The texts in the order in which the encoder reads them."""
     if not text.strip() or (second is not None and not second.strip()):
         raise UserError("the text is empty; give some words, in quotes")
+    if reducer.backbone.head == "token_classification":
+        raise UserError("a case study shows one answer for a text; this reducer labels each token")
     if reducer.backbone.head == "span_qa":
         if second is None:
             raise UserError('a question-answering model needs a question: ... "text" "question"')

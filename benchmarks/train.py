@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.checkpoints import EPOCH, Partial, into_reducer, of_reducer
+from benchmarks.checkpoints import EPOCH, SEARCH, Partial, Snapshot, into_reducer, of_reducer
 from benchmarks.data import Feature, batches, collate
+from benchmarks.plain import content_hash
 from methods import Stage, TokenReducer, Trial
-from methods.recipes import ParameterGroup, assign_parameters, rate_factor
+from methods.recipes import ParameterGroup, assign_parameters, peak_rate, rate_factor
 
 Batch = dict[str, torch.Tensor]
 
@@ -80,7 +81,7 @@ def train_stage(
         features: tokenised training rows. seed: of the order of rows and of dropout and sampling.
         on_update: told the rows of each update, for progress.
         trial: scores a reducer on held-out training rows; needed where the stage selects the best epoch or searches.
-        partial: where checkpoints are kept after epochs and gone on from.
+        partial: where checkpoints are kept, after epochs and between trials of a search, and gone on from.
     Returns:
         Plain data for the record: updates, seconds, mean loss terms of the last tenth, means of what the method
         observed, what a search found.
@@ -116,7 +117,11 @@ def train_stage(
     reducer.end_stage(stage)
     reducer.requires_grad_(True)
     reducer.eval()
-    found = reducer.search(stage, lambda: trial(reducer)) if stage.search and trial is not None else None
+    found = None
+    if stage.search and trial is not None:
+        trials = _Trials(reducer, stage, trial, partial or Partial(None), started)
+        found = reducer.search(stage, trials)
+        started = trials.started
     seconds, tail = time.perf_counter() - started, position.tail
     means = {name: sum(terms[name] for terms in tail) / len(tail) for name in tail[0]} if tail else {}
     outcome = {"stage": stage.name, "updates": updates, "seconds": round(seconds, 3), "loss_terms": means}
@@ -134,13 +139,14 @@ class _Training:
         self._reducer, self._stage, self._updates, self._compute = reducer, stage, updates, compute
         self._best, self._partial = best, partial
         self._groups = assign_parameters(reducer, stage.groups)
+        self._peaks = [peak_rate(stage, updates, group) for group in stage.groups]
         self._optimizer = _optimizer(self._groups, stage)
         reducer.train()
 
     def epoch(self, order: Iterable[Batch], position: Position, on_update: Callable[[int], None]) -> None:
         """Train on batches until they or the stage's updates end."""
         for batch in order:
-            _set_rates(self._optimizer, self._stage, position.done, self._updates)
+            self._set_rates(position.done)
             self._reducer.progress = position.done / self._updates
             placed = self._compute.place(batch)
             terms = _update(self._reducer, self._optimizer, self._groups, self._stage, placed, self._compute)
@@ -151,6 +157,10 @@ class _Training:
             if position.done == self._updates:
                 break
         position.epoch += 1
+
+    def _set_rates(self, update: int) -> None:
+        for group, peak, settings in zip(self._stage.groups, self._peaks, self._optimizer.param_groups, strict=True):
+            settings["lr"] = peak * rate_factor(self._stage, update, self._updates, group)
 
     def keep(self, position: Position) -> None:
         """Write a checkpoint, if enough was done since the last one."""
@@ -226,11 +236,6 @@ def _optimizer(groups: list[tuple[ParameterGroup, list[nn.Parameter]]], stage: S
     )
 
 
-def _set_rates(optimizer: torch.optim.Optimizer, stage: Stage, update: int, updates: int) -> None:
-    for group, settings in zip(stage.groups, optimizer.param_groups, strict=True):
-        settings["lr"] = group.learning_rate * rate_factor(stage, update, updates, group)
-
-
 class _Best:
     """Remembers the weights of the epoch with the best held-out score, where a stage asks for it."""
 
@@ -250,3 +255,39 @@ class _Best:
     def restore(self) -> None:
         if self.weights is not None:
             self._reducer.load_state_dict(self.weights)
+
+
+class _Trials:
+    """The trials of a stage's search, each setting of the options once: a killed search goes through those that it has
+    had without computing them, so that it comes to the same end.
+
+    Attributes:
+        started: when the stage would have been started, had it not been interrupted; see `time.perf_counter`.
+    """
+
+    def __init__(
+        self,
+        reducer: TokenReducer,
+        stage: Stage,
+        trial: Callable[[TokenReducer], Trial],
+        partial: Partial,
+        started: float,
+    ) -> None:
+        self._reducer, self._stage, self._trial, self._partial = reducer, stage, trial, partial
+        self._known: dict[str, dict[str, float]] = {}
+        self.started = started
+        snapshot = partial.load(SEARCH)
+        if snapshot is not None and snapshot.state["stage"] == stage.name:
+            self._known = snapshot.state["trials"]
+            self.started = min(started, time.perf_counter() - snapshot.state["seconds"])
+
+    def __call__(self) -> Trial:
+        """How the reducer does with its present options."""
+        key = content_hash(vars(self._reducer.options))
+        if key not in self._known:
+            self._known[key] = asdict(self._trial(self._reducer))
+            if self._partial.is_due():
+                seconds = time.perf_counter() - self.started
+                state = {"stage": self._stage.name, "trials": self._known, "seconds": seconds}
+                self._partial.save(SEARCH, Snapshot({}, state))
+        return Trial(**self._known[key])

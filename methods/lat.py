@@ -30,6 +30,7 @@ from methods.config import Knob, Options, ReducerOutput, Traits
 from methods.counts import check_counts, check_layers, counted_tokens, most_attended
 from methods.encoder import encode
 from methods.lat_search import LEAST, Budget, Configuration, Space, length_drop, search
+from methods.packing import unpad
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, Trial, fine_tuning_stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
@@ -63,6 +64,7 @@ class LatOptions(Options):
         protect_cls: False lets [CLS] go like any token, as the public code does for spans; only for span heads.
         operating_point: of the front: "cheapest" that scores no less than full length less `tolerance` (the paper's
             dagger), "best" score (its star), or best score at a `speedup` of at least so much.
+        tolerance, speedup: see `operating_point`.
         search_iterations, search_seeds, mutants, crossovers: budget of the search [G, 20, n_m, n_c].
         mutation_probability: that a mutant's layer is drawn anew [p_m].
     """
@@ -131,8 +133,8 @@ class Lat(TokenReducer):
 
     def check_options(self, options: LatOptions) -> None:
         check_layers("length_configuration", options.length_configuration, self.backbone.num_layers)
-        if not options.protect_cls and self.backbone.head != "span_qa":
-            raise ValueError(f"protect_cls=False is for span heads; a {self.backbone.head} head reads [CLS]")
+        if not options.protect_cls and not self.backbone.reads_tokens:
+            raise ValueError(f"protect_cls=False is for heads over tokens; a {self.backbone.head} head reads [CLS]")
 
     @property
     def configuration(self) -> Configuration | None:
@@ -208,6 +210,8 @@ class Lat(TokenReducer):
             return F.mse_loss(logits, full)
         if self.backbone.head == "span_qa":  # one distribution over positions each for start and end
             logits, full = logits.transpose(1, 2), full.transpose(1, 2)
+        elif self.backbone.head == "token_classification":
+            logits, full = unpad(logits, inputs.attention_mask), unpad(full, inputs.attention_mask)
         elif inputs.labels is not None and inputs.labels.is_floating_point():  # one of two outcomes for each label
             logits, full = (torch.stack((x, torch.zeros_like(x)), dim=-1) for x in (logits, full))
         learnt, taught = logits.log_softmax(dim=-1), full.log_softmax(dim=-1)

@@ -1,1 +1,1 @@
-"""Figures: a data frame in, a file out."""
+"""Figures: plain rows in, a matplotlib Figure out; nothing here measures or looks for files."""

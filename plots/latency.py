@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import pandas as pd
+from matplotlib.figure import Figure
+
+from plots.style import BARS, SHADE, drawing, legend, legend_height, lines_of, look, panels
+
+LEGEND_COLUMNS = 3
 
 
-def draw(frame: pd.DataFrame, path: Path) -> None:
-    """Draw one panel per batch size, against the first baseline.
+def latency_figure(rows: Sequence[Mapping[str, Any]], *, columns: int = 2) -> Figure:
+    """Draw a panel per cell, with error bars over rounds.
 
     Args:
-        frame: as `benchmarks.latency_table.frame_of` makes it.
+        rows: one per subject and panel: "panel" (its title), "method", "title" as printed, "flops_ratio", and
+            "time_ratio" with its quartiles "time_ratio_low" and "time_ratio_high".
+        columns: panels beside each other; 1 is a column of a paper wide, more a page.
+    Raises:
+        ValueError: no rows.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    own = frame[frame["baseline"] == frame["baseline"].iloc[0]]
-    sizes = sorted(own["batch_size"].unique())
-    figure, axes = plt.subplots(1, len(sizes), figsize=(4.2 * len(sizes), 4), squeeze=False, layout="constrained")
-    highest = 1.05 * max(own["flops_ratio"].max(), own["time_ratio_high"].max())
-    for axis, size in zip(axes[0], sizes, strict=True):
-        axis.plot([0, highest], [0, highest], color="0.7", linewidth=1, zorder=0)
-        for place, (method, rows) in enumerate(own[own["batch_size"] == size].groupby("method", sort=False)):
-            error = [rows["time_ratio"] - rows["time_ratio_low"], rows["time_ratio_high"] - rows["time_ratio"]]
-            axis.errorbar(
-                rows["flops_ratio"], rows["time_ratio"], yerr=error, fmt="o", color=f"C{place % 10}", label=method
-            )
-        axis.set(title=f"batch {size}", xlabel="FLOPs ratio", ylabel="time ratio", xlim=(0, highest), ylim=(0, highest))
-    axes[0][0].legend(fontsize=7, frameon=False)
-    figure.savefig(path)
-    plt.close(figure)
+    if not rows:
+        raise ValueError("nothing to draw: no rows")
+    shown, lines = list(dict.fromkeys(row["panel"] for row in rows)), lines_of(rows)
+    across = LEGEND_COLUMNS * min(columns, 2)
+    with drawing():
+        figure, axes = panels(len(shown), columns=columns, extra=legend_height(len(lines), across))
+        for panel, name in zip(axes, shown, strict=True):
+            mine = [row for row in rows if row["panel"] == name]
+            highest = 1.05 * max(max(row["flops_ratio"], row["time_ratio_high"]) for row in mine)
+            panel.plot([0, highest], [0, highest], color=SHADE, linewidth=1.0, zorder=1)
+            for title, method in lines.items():
+                points = [row for row in mine if row["title"] == title]
+                sides = [[row["time_ratio"] - row["time_ratio_low"] for row in points]]
+                sides.append([row["time_ratio_high"] - row["time_ratio"] for row in points])
+                panel.errorbar(
+                    [row["flops_ratio"] for row in points],
+                    [row["time_ratio"] for row in points],
+                    yerr=sides,
+                    linestyle="",
+                    zorder=3,
+                    **look(method).marks(),
+                    **BARS,
+                )
+            panel.set(xlim=(0, highest), ylim=(0, highest), xlabel="FLOPs ratio", ylabel="Time ratio")
+            panel.set_title(name, loc="left")
+        legend(figure, {title: look(method).key() for title, method in lines.items()}, columns=across)
+    return figure

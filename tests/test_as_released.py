@@ -7,10 +7,12 @@ import json
 import pytest
 
 import methods
+from benchmarks import places
 from benchmarks.as_released import main
 from benchmarks.cli import run_command
 from tests.small_world import write_model, write_sentences
 
+PROCESSES = places._processes
 RELEASED = [name for name in methods.available() if methods.lookup(name).traits.as_released]
 
 
@@ -66,3 +68,38 @@ def test_a_dry_run_lists_and_computes_nothing(world, capsys):
     _, _, arguments = world
     assert run_command(main, [*arguments, "--dry-run", "--methods", "ltp"]) == 0
     assert "LTP on" in capsys.readouterr().out
+
+
+def test_two_processes_train_and_give_the_numbers_of_one(world, tmp_path, monkeypatch):
+    records, _, arguments = world
+    monkeypatch.setenv("SKIMBENCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    opened = []
+    monkeypatch.setattr(places, "_processes", lambda jobs, report: opened.append(jobs) or PROCESSES(jobs, report))
+    again = [*arguments, "--results", str(tmp_path), "--jobs", "2", "--methods", "ltp", "transkimmer"]
+    assert run_command(main, again) == 0 and opened == [2]
+    paths = {path.name.split("-")[0]: path for path in tmp_path.rglob("as_released/**/*.json")}
+    assert set(paths) == {"ltp", "transkimmer"}
+    for name, path in paths.items():
+        assert json.loads(path.read_text())["metrics"] == records[name]["metrics"]
+
+
+def test_a_second_call_needs_neither_training_nor_weights(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("SKIMBENCH_HOME", str(tmp_path / "home"))
+    assert run_command(main, world[2]) == 0
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_training_that_fails_is_named_and_the_others_are_compared(world, tmp_path, monkeypatch, capsys):
+    from methods.ltp import Ltp
+
+    def broken(self, *arguments):
+        raise FloatingPointError("on purpose")
+
+    monkeypatch.setattr(Ltp, "after_attention", broken)
+    arguments = [*world[2], "--results", str(tmp_path), "--methods", "ltp", "transkimmer"]
+    assert run_command(main, arguments) == 1
+    said = capsys.readouterr()
+    assert "failed: mood: LTP on model, seed 42: FloatingPointError: on purpose" in said.err
+    assert "Transkimmer" in said.out and "LTP" not in said.out
+    assert [path.name.split("-")[0] for path in tmp_path.rglob("as_released/**/*.json")] == ["transkimmer"]

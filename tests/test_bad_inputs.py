@@ -23,6 +23,7 @@ from benchmarks import (
     long,
     report,
     runs_command,
+    strategy,
 )
 from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
@@ -40,6 +41,7 @@ COMMANDS = {
     "case_study": case_study.main,
     "report": report.main,
     "runs": runs_command.main,
+    "strategy": strategy.main,
     "embedded": embedded.main,
     "accelerate": accelerate.main,
 }
@@ -182,7 +184,27 @@ ARGUMENTS: dict[str, Case] = {
         None,
         ["--data-dir data has no folder"],
     ),
-    "case_study: no text": ("case_study", [], None, ["the following arguments are required: text", "--help"]),
+    "case_study: no text": ("case_study", [], None, ["give a text, in quotes, or --examples", "--help"]),
+    "case_study: text and examples": ("case_study", ["a", "--examples"], None, ["own texts", "leave the text out"]),
+    "case_study: reducer and examples": (
+        "case_study",
+        ["--examples", "--reducer", "reducer"],
+        None,
+        ["leave --reducer out"],
+    ),
+    "case_study: data without examples": ("case_study", ["a", "--data-dir", "data"], None, ["--data-dir is for"]),
+    "case_study: examples of nothing": (
+        "case_study",
+        ["--examples", "--model", "model", "--results", "r"],
+        None,
+        ["no trained reducer for any example"],
+    ),
+    "case_study: examples without data": (
+        "case_study",
+        ["--examples", "--data-dir", "nowhere", "--results", "r"],
+        None,
+        ["--data-dir nowhere is not a folder"],
+    ),
     "case_study: blank text": ("case_study", ["  "], None, ["the text is empty"]),
     "case_study: blank question": ("case_study", ["a film", " "], None, ["the text is empty"]),
     "case_study: no Unicode": ("case_study", ["good \udcff", "--model", "model"], None, ["not Unicode", "UTF-8"]),
@@ -221,6 +243,10 @@ ARGUMENTS: dict[str, Case] = {
     "runs: unknown status": ("runs", ["list", "--status", "bad"], None, ["--status", "'bad'"]),
     "runs: unknown task": ("runs", ["list", "--task", "x", "--results", "results"], None, ["task 'x'; there is rte"]),
     "runs: unknown method": ("runs", ["list", "--method", "x", "--results", "results"], None, ["there is ltp"]),
+    "strategy: no records": ("strategy", ["--results", "data"], None, ["no finished runs in", "--results"]),
+    "strategy: unknown method": ("strategy", ["--methods", "ltpp"], None, ["no method 'ltpp'", "mean 'ltp'"]),
+    "strategy: random has no curve": ("strategy", ["--methods", "random"], None, ["the method that it follows"]),
+    "strategy: unknown flag": ("strategy", ["--all"], None, ["unrecognized arguments: --all", "--help"]),
     "report: no folder": ("report", ["--results", "nowhere"], None, ["--results nowhere is not a folder"]),
     "report: nothing in it": (
         "report",
@@ -377,6 +403,18 @@ FILES: dict[str, Case] = {
         REPORT,
         lambda root: write_suite(root / "results", measured="high"),
         ["glue-local.csv, row 2: measured is 'high', not a number", "rerun"],
+    ),
+    "a case study of the report that is no JSON": (
+        "report",
+        REPORT,
+        write("results/tables/case_study.json", "{"),
+        ["case_study.json is not what", "--examples"],
+    ),
+    "a case study of the report that is something else": (
+        "report",
+        REPORT,
+        write("results/tables/case_study.json", '{"schema": 1, "command": "", "examples": [{"views": 3}]}'),
+        ["case_study.json is not what", "KeyError"],
     ),
     "an empty table of the report": ("report", REPORT, write("results/tables/x.csv", ""), ["x.csv is empty"]),
     "a table of the report that is not UTF-8": (

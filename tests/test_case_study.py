@@ -14,13 +14,14 @@ import transformers
 from rich.console import Console
 
 import methods
-from benchmarks.case_study import Checkpoint, checkpoints, drawn, facts, main
+from benchmarks.case_study import Checkpoint, checkpoints, main
 from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.errors import UserError
 from benchmarks.models import folder_model, load_model, load_tokenizer
 from benchmarks.tasks import TASKS
 from benchmarks.token_html import cards, page
+from benchmarks.token_terminal import drawn, facts
 from benchmarks.token_view import MethodView, Piece, Word, colour, ink, look
 from tests.cases import CASES
 from tests.small_world import WORDS, write_model
@@ -330,6 +331,9 @@ def test_without_reducers_the_checkpoints_are_taken(world, home, tmp_path) -> No
 
 
 BAD = {
+    "methods that none was trained of": ([TEXT, "--methods", "lat"], ["no trained reducer for one text"]),
+    "methods and reducer": ([TEXT, "--methods", "lat", "--reducer", "{power}"], ["leave it out with --reducer"]),
+    "unknown method": ([TEXT, "--methods", "latt"], ["did you mean 'lat'"]),
     "no checkpoints": ([TEXT], ["no trained reducer for one text", "--tasks vader_sentiment", "--reducer"]),
     "no checkpoints of pairs": (
         [TEXT, "x"],

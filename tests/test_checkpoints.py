@@ -11,9 +11,9 @@ import torch
 
 import methods
 from benchmarks import checkpoints
-from benchmarks.checkpoints import EPOCH, STAGE, Partial, partial_folder, read_snapshot, remove_partial
+from benchmarks.checkpoints import EPOCH, SEARCH, STAGE, Partial, partial_folder, read_snapshot, remove_partial
 from benchmarks.train import Compute, train_stage
-from methods.recipes import short_stage
+from methods.recipes import Stage, short_stage
 from tests.cases import EVERY
 from tests.test_training import features
 from tests.tiny import tiny_model
@@ -122,6 +122,44 @@ def test_parameters_and_options_of_a_search_come_back():
     assert state["stages"] == 2 and state["options"]["retention_configuration"]
     with Partial.open(RUN) as partial:
         assert same(undisturbed, train("power_bert", partial))
+
+
+def searching(partial: Partial, *, killed_after: int = 10**9):
+    """LAT's search over 16 token counts per layer; returns the reducer, what it found, and the trials computed."""
+    reducer, tried = fresh("lat"), []
+
+    def counted(candidate: methods.TokenReducer) -> methods.Trial:
+        if len(tried) == killed_after:
+            raise Killed
+        tried.append(candidate.options.length_configuration)
+        kept = sum(tried[-1])
+        return methods.Trial(score=(kept * 0.37) % 1.0 + kept / 50, macs=float(kept), dense_macs=48.0)
+
+    stage = Stage(name="search", epochs=0, search=True)
+    outcome = train_stage(reducer, stage, features(), 0, seed=3, compute=Compute(), trial=counted, partial=partial)
+    return reducer, outcome["search"], tried
+
+
+@pytest.mark.parametrize("killed_after", [1, 7, 23])
+def test_a_killed_search_goes_on_with_the_next_trial(killed_after):
+    undisturbed, found, tried = searching(Partial(None))
+    assert len(tried) == len(set(tried)) > 23
+    with Partial.open(RUN) as partial, pytest.raises(Killed):
+        searching(partial, killed_after=killed_after)
+    with Partial.open(RUN) as partial:
+        reducer, again, rest = searching(partial)
+    assert again == found and reducer.options == undisturbed.options
+    assert rest == tried[killed_after:]
+
+
+def test_a_search_of_another_stage_does_not_count():
+    with Partial.open(RUN) as partial, pytest.raises(Killed):
+        searching(partial, killed_after=7)
+    snapshot = read_snapshot(partial_folder(RUN) / f"{SEARCH}.safetensors")
+    snapshot.state["stage"] = "another"
+    with Partial.open(RUN) as partial:
+        partial.save(SEARCH, snapshot)
+        assert searching(partial)[2] == searching(Partial(None))[2]
 
 
 def test_at_most_one_epoch_is_repeated():

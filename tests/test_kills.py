@@ -140,6 +140,32 @@ def test_a_sweep_killed_at_twenty_moments_ends_as_an_undisturbed_one(world, tmp_
         same_as_undisturbed(root, world)
 
 
+def test_a_search_killed_at_random_trials_ends_as_an_undisturbed_one(world, sweep, tmp_path, monkeypatch):
+    """LAT's: SIGKILL at seeded random trials, each of them computed once in all."""
+    arguments = [*sweep, "--methods", "lat", "--results", str(tmp_path / "killed")]
+    score, scored = running.evaluate, tmp_path / "scored"
+
+    def counting(reducer, *others, **named):
+        if reducer.method_name == "lat" and len(others[0]) < 32:  # not the evaluation rows
+            with scored.open("a") as stream:
+                stream.write(f"{reducer.options.length_configuration}\n")
+            if deadly is not None and len(scored.read_text().splitlines()) > deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return score(reducer, *others, **named)
+
+    deadly: int | None
+    monkeypatch.setattr(running, "evaluate", counting)
+    for deadly in (2, 9, 17, None):
+        child = in_child(lambda: run_command(main, arguments), tmp_path / "output")
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status == (0 if deadly is None else -signal.SIGKILL), (tmp_path / "output").read_text()
+    tried = scored.read_text().splitlines()
+    assert len(tried) > 20 and len(tried) == len(set(tried)) + 3  # the one at which it was killed, each time
+    monkeypatch.setenv("SKIMBENCH_HOME", str(tmp_path / "undisturbed" / "home"))
+    assert run_command(main, [*arguments, "--results", str(tmp_path / "undisturbed")]) == 0
+    assert results(tmp_path / "killed") == results(tmp_path / "undisturbed")
+
+
 def test_two_commands_together_compute_each_run_once(world, sweep, tmp_path, monkeypatch):
     compute, computed = running._compute, tmp_path / "computed"
 

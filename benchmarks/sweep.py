@@ -1,0 +1,211 @@
+"""The runs of a command: every method on every task, what they start from, and the random twins that follow them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from benchmarks.progress import RunProgress, duration
+from benchmarks.runs import Record, RunStore
+
+if TYPE_CHECKING:
+    from benchmarks.cli import Session
+    from benchmarks.executor import Job
+    from benchmarks.experiments import Experiment
+    from benchmarks.tables import Entry
+    from benchmarks.tasks import Task
+
+
+@dataclass
+class Outcome:
+    """What came of the runs: entries of the table, and the failures by name."""
+
+    entries: list[Entry] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+def planned(session: Session) -> list[Experiment]:
+    """All runs but random twins, whose schedules are measured first; dense before what starts from it."""
+    from benchmarks.experiments import plan, supports
+
+    runs = []
+    for model in session.models:
+        beside = session.suite.encoders.get(model.title) if session.profile == "paper" else None
+        names = tuple(name for name in session.methods if beside is None or name in beside)
+        for task in session.tasks:
+            for seed in session.seeds:
+                runs += [
+                    plan(session.setting_for(task), model, task, name, seed)
+                    for name in names
+                    if supports(name, task) is None and not (name == "random" and _has_twins(session, task))
+                ]
+    return runs
+
+
+def left_out(session: Session) -> list[str]:
+    """One sentence for each method and task that do not go together."""
+    import methods
+    from benchmarks.experiments import supports
+
+    pairs = [(name, task) for task in session.tasks for name in session.methods]
+    return [
+        f"{methods.lookup(name).traits.title} is left out of {task.title}: {reason}"
+        for name, task in pairs
+        if (reason := supports(name, task)) is not None
+    ]
+
+
+def _has_twins(session: Session, task: Task) -> bool:
+    """Whether random dropping follows other methods' schedules; alone on a task, it has a schedule of its own."""
+    from benchmarks.experiments import supports
+
+    return "random" in session.methods and any(
+        supports(name, task) is None for name in session.methods if name not in ("dense", "random")
+    )
+
+
+def random_twin(experiment: Experiment, record: Record) -> Experiment:
+    """Random dropping at the cost that `experiment` was measured at, layer by layer."""
+    from benchmarks.experiments import plan
+    from benchmarks.flops import equal_cost_schedule
+
+    first = record["metrics"]["splits"][experiment.task.eval_splits[0]]
+    options = {"keep_schedule": equal_cost_schedule(first["cost"])}
+    return plan(experiment.setting, experiment.model, experiment.task, "random", experiment.seed, options=options)
+
+
+def execute(session: Session, store: RunStore) -> Outcome:
+    """Run what is missing; a failure is kept in mind and the other runs go on."""
+    from benchmarks.executor import Job
+    from benchmarks.tables import Entry
+
+    outcome = Outcome()
+    experiments = planned(session)
+    first = planned_jobs(session, experiments, store)
+    twins = {job.key: _twin_units(session, job.experiment) for job in first if has_twin(session, job.experiment)}
+
+    def follow(job: Job, record: Record) -> list[Job]:
+        """After a method, random dropping at the same cost."""
+        if job.key not in twins or job.of or record["status"] != "ok":
+            return []
+        twin = random_twin(job.experiment, record)
+        return [Job(experiment=twin, of=job.experiment.method, needs=_keys(twin), units=twins[job.key])]
+
+    units = sum(twins.values())
+    for job, record, progress in completed(session, store, first, follow, later=len(twins), later_units=units):
+        if record["status"] != "ok":
+            outcome.failures.append(f"{job.label}: {record['error']}")
+            continue
+        experiment = job.experiment
+        if job.listed:
+            outcome.entries.append(
+                Entry(model=experiment.model, task=experiment.task, method=experiment.method, record=record, of=job.of)
+            )
+        progress.say(_line(job.label, record))
+    order = {(e.model.title, e.task.name, e.seed, e.method): place for place, e in enumerate(experiments)}
+    outcome.entries.sort(key=lambda entry: (order[_key(entry)], entry.of))
+    return outcome
+
+
+def completed(
+    session: Session,
+    store: RunStore,
+    first: Sequence[Job],
+    follow: Callable[[Job, Record], Iterable[Job]] = lambda job, record: (),
+    *,
+    later: int = 0,
+    later_units: float = 0.0,
+) -> Iterator[tuple[Job, Record, RunProgress]]:
+    """Run jobs where the session says, all in one display; yields each as it finishes, and the display.
+
+    Args:
+        follow: see `benchmarks.executor.execute`; it will ask for about `later` jobs of `later_units` in all.
+    """
+    from benchmarks.executor import execute as execute_jobs
+
+    with RunProgress(sum(job.units for job in first) + later_units, quiet=session.quiet) as progress:
+        progress.start_run(f"{len(first) + later} runs, {session.place}")
+        for job, record in execute_jobs(first, follow, store, place=session.place, report=progress.advance):
+            if record["started_at"] < store.opened_at:
+                progress.skip(job.units)
+            yield job, record, progress
+
+
+def planned_jobs(session: Session, experiments: Sequence[Experiment], store: RunStore) -> list[Job]:
+    """A job for each experiment, and for each dense model that one of those still to run starts from."""
+    from benchmarks.executor import Job
+    from benchmarks.experiments import starting_points
+
+    starts: dict[str, Experiment] = {}
+    for experiment in experiments:
+        for one in _still_to_run(session, experiment, store):
+            starts |= {start.config().hash: start for start in starting_points(one)}
+    jobs = [
+        Job(experiment=one, needs=_keys(one), units=_units(session, one), weights=one.config().hash in starts)
+        for one in experiments
+    ]
+    listed = {job.key for job in jobs}
+    return jobs + [
+        Job(experiment=start, units=_units(session, start), listed=False, weights=True)
+        for key, start in starts.items()
+        if key not in listed
+    ]
+
+
+def _still_to_run(session: Session, experiment: Experiment, store: RunStore) -> list[Experiment]:
+    """Of an experiment and its random twin, those without a record; until the one has run, the other is a guess."""
+    record = store.settled(experiment.config())
+    if not has_twin(session, experiment):
+        return [] if record else [experiment]
+    if record is None:
+        return [experiment, _some_twin(experiment)]
+    twin = random_twin(experiment, record) if record["status"] == "ok" else None
+    return [twin] if twin and store.settled(twin.config()) is None else []
+
+
+def _keys(experiment: Experiment) -> frozenset[str]:
+    """Of the dense models that an experiment starts from."""
+    from benchmarks.experiments import starting_points
+
+    return frozenset(start.config().hash for start in starting_points(experiment))
+
+
+def has_twin(session: Session, experiment: Experiment) -> bool:
+    """Whether random dropping follows the schedule of this run."""
+    return experiment.method not in ("dense", "random") and _has_twins(session, experiment.task)
+
+
+def _some_twin(experiment: Experiment) -> Experiment:
+    """Random dropping beside an experiment whose cost is still unknown."""
+    from benchmarks.experiments import plan
+
+    return plan(experiment.setting, experiment.model, experiment.task, "random", experiment.seed)
+
+
+def _key(entry: Entry) -> tuple[str, str, int, str]:
+    """Place of an entry in the table: a random run stands behind the method that it follows."""
+    return entry.model.title, entry.task.name, entry.record["config"]["seed"], entry.of or entry.method
+
+
+def _line(name: str, record: Record) -> str:
+    metrics = record["metrics"]
+    cost = next(iter(metrics["splits"].values()))["cost"]
+    unpadded = cost["padding"]["none"]
+    speeds = [f"FLOPs / {unpadded['speedup']:.2f} without padding"]
+    speeds += [f"/ {other['speedup']:.2f} ({account})" for account, other in unpadded.get("extra", {}).items()]
+    score = f"{metrics['metric']} {100 * metrics['score']:.1f}"
+    return f"{name}: {score}, {', '.join(speeds)}, {duration(record['wall_s'])}"
+
+
+def _units(session: Session, experiment: Experiment) -> float:
+    from benchmarks.experiment_data import data_identity
+    from benchmarks.experiments import work
+
+    splits = data_identity(experiment)["splits"]
+    train = splits[experiment.task.train_split]["rows"]
+    return work(experiment, train, sum(splits[name]["rows"] for name in experiment.task.eval_splits))
+
+
+def _twin_units(session: Session, experiment: Experiment) -> float:
+    return _units(session, _some_twin(experiment))
