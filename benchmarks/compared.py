@@ -49,8 +49,9 @@ class Measured:
     """One method on one task, without padding.
 
     Attributes:
-        score: percent, mean of seeds. shares: of the tokens, that each layer computes. drawn: (draws,) scores on texts
-            drawn anew; None where the outcomes of single texts are unknown, and then the differences too.
+        score, random_score: percent, mean of seeds; the latter of its random twin, None without one. shares: of the
+            tokens, that each layer computes. drawn: (draws,) scores on texts drawn anew; None where the outcomes of
+            single texts are unknown, and then the differences too.
     """
 
     table: str
@@ -66,6 +67,7 @@ class Measured:
     texts: int
     records: tuple[str, ...]
     drawn: NDArray[np.float64] | None = field(compare=False, repr=False)
+    random_score: float | None = None
     against_dense: Difference | None = None
     against_random: Difference | None = None
 
@@ -151,6 +153,7 @@ def _one(row: Mapping[str, str], dense: Mapping[str, str], twin: Mapping[str, st
         texts=costs[0]["texts"],
         records=names,
         drawn=draws.of(row),
+        random_score=None if twin is None else float(twin["measured"]),
         against_dense=None if itself else _difference(row, dense, draws),
         against_random=None if twin is None else _difference(row, twin, draws),
     )

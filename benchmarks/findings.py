@@ -202,6 +202,13 @@ def report(found: Sequence[Measured], command: str) -> str:
         f"bootstrap); * marks those decided after Holm's correction over all of them, at {FAMILY_LEVEL:g} in all. "
         "Seeds of training are not in these intervals. Speed-ups are of executed FLOPs, without padding.",
         "",
+        "## At a glance",
+        "",
+        "Score in percent, FLOPs speed-up, and in brackets the score of dropping at random at the same cost per layer; "
+        "* where the difference between the two is decided.",
+        "",
+        *_glance(found),
+        "",
         "## Claims",
         "",
     ]
@@ -211,6 +218,24 @@ def report(found: Sequence[Measured], command: str) -> str:
         lines += [*(f"- {item}" for item in evidence), ""]
     lines += ["## Every method against dense and against random", "", *_table(found), ""]
     return "\n".join(lines)
+
+
+def _glance(found: Sequence[Measured]) -> list[str]:
+    """One row per encoder and method, one column per task."""
+    tasks = list(dict.fromkeys(one.task for one in found))
+    rows = [("Model", "Method", *tasks), ("---",) * (len(tasks) + 2)]
+    for model, title in dict.fromkeys((one.model, one.title) for one in found):
+        mine = {one.task: one for one in found if (one.model, one.title) == (model, title)}
+        rows.append((model, title, *(_cell(mine[task]) if task in mine else DASH for task in tasks)))
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _cell(one: Measured) -> str:
+    text = f"{one.score:.1f} {one.speedup:.2f}x"
+    if one.random_score is None:
+        return text
+    star = "*" if one.against_random and one.against_random.decided else ""
+    return f"{text} ({one.random_score:.1f}){star}"
 
 
 def _table(found: Sequence[Measured]) -> list[str]:
