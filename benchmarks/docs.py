@@ -193,7 +193,8 @@ def _length(stage: Stage) -> str:
 def _rates(stage: Stage) -> str:
     if not stage.epochs:
         return ""
-    return ", ".join(f"`{' '.join(group.patterns)}` {group.learning_rate:g}" for group in stage.groups)
+    rates = (f"travels {g.travel:g}" if g.travel is not None else f"{g.learning_rate:g}" for g in stage.groups)
+    return ", ".join(f"`{' '.join(g.patterns)}` {rate}" for g, rate in zip(stage.groups, rates, strict=True))
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -15,7 +15,7 @@ from benchmarks.cli import run_command
 from benchmarks.compared import FAMILY_LEVEL, Measured, measured, paired
 from benchmarks.errors import Parser
 from benchmarks.files import writing
-from benchmarks.runs import RESULTS
+from benchmarks.strategy import folders
 
 PROGRAM = "python -m benchmarks.findings"
 NEAR = 0.15  # methods are compared where one computes at most this share more than the other
@@ -252,15 +252,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the page."""
     parser = Parser(prog=PROGRAM, description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="DIR", help="records and tables; default: results"
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="default: results/local, else the published records",
     )
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     given = parser.parse_args(argv)
-    found = measured(given.results)
-    command = PROGRAM if given.results == RESULTS else f"{PROGRAM} --results {given.results}"
-    path = given.results / "FINDINGS.md"
+    source, target = folders(given.results)
+    path = target / "FINDINGS.md"
+    page = report(measured(source), f"{PROGRAM} --results {given.results}" if given.results else PROGRAM)
     with writing(path):
-        path.write_text(report(found, command), encoding="utf-8")
+        path.write_text(page, encoding="utf-8")
     print(f"findings: {path}")
     return 0
 
