@@ -81,7 +81,7 @@ def test_a_headline_needs_its_factor_without_a_loss():
 def test_the_published_findings_are_what_the_records_give():
     page = (PROJECT_ROOT / "results" / "FINDINGS.md").read_text(encoding="utf-8")
     found = measured(PROJECT_ROOT / "results")
-    assert page == findings.report(found, findings.PROGRAM)
+    assert page == findings.report(found, f"{findings.PROGRAM} --results results")
     assert set(re.findall(r"\b[0-9a-f]{12}\b", page)) == {name for one in found for name in one.records}
 
 
