@@ -11,6 +11,9 @@ Usage: ./reproduce.sh TARGET [ARGUMENTS...]
   glue    Table 3: every method on GLUE, or on the embedded data where there is no GPU (python -m benchmarks.glue)
   long    Table 4: every method on long texts: SQuAD v2, 20News, Yelp, IMDB, or embedded ones (python -m benchmarks.long)
   audit   the papers' tables against their own arithmetic; Tables 1 and 2 (python -m benchmarks.audit)
+  pareto  Figure 3: every method swept over its settings: SQuAD v2 and MRPC, or embedded data (python -m benchmarks.pareto)
+  figures Figures 3 and 4 drawn from the records that there are, in seconds (python -m benchmarks.strategy, then
+          python -m benchmarks.pareto --from-records)
   report  one HTML page of all results: tables, figures, case study, audit, every number with its record
           (python -m benchmarks.report)
   test    the test-suite (python -m pytest)
@@ -79,8 +82,8 @@ target=${1:-help}
 if [ $# -gt 0 ]; then shift; fi
 case $target in
   help | -h | --help) usage; exit ;;
-  setup | glue | long | audit | report | test) ;;
-  *) say "unknown target '$target'; the targets are setup, glue, long, audit, report, test and help"; exit 2 ;;
+  setup | glue | long | audit | pareto | figures | report | test) ;;
+  *) say "unknown target '$target'; the targets are setup, glue, long, audit, pareto, figures, report, test and help"; exit 2 ;;
 esac
 
 if [ "${NO_INSTALL:-}" = 1 ]; then
@@ -99,6 +102,10 @@ fi
 
 case $target in
   setup) say "ready; next: ./reproduce.sh glue" ;;
-  glue | long | audit | report) exec "$python" -m "benchmarks.$target" "$@" ;;
+  figures)
+    "$python" -m benchmarks.strategy "$@"
+    exec "$python" -m benchmarks.pareto --from-records "$@"
+    ;;
+  glue | long | audit | pareto | report) exec "$python" -m "benchmarks.$target" "$@" ;;
   test) exec "$python" -m pytest "$@" ;;
 esac

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import TokenReducer
-from methods.config import Knob, Options, Traits
+from methods.config import Knob, Options, Sweep, Traits
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
@@ -176,6 +176,7 @@ class Lot(TokenReducer):
         },
         knob=Knob(option="top_p", least=0.98, most=0.02),
     )
+    sweep = Sweep(option="top_p", values=(0.7, 0.5, 0.2, 0.1))
 
     def build(self) -> None:
         self.routers = nn.ModuleList(Router(self.backbone.hidden_size) for _ in range(self.backbone.num_layers))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from plots.style import BARS, SHADE, Look, drawing, legend, legend_height, lines_of, look, panels, ratio_axis
+from plots.style import SHADE, Look, drawing, legend, legend_height, lines_of, look, panels, ratio_axis
 
 LEGEND_COLUMNS = 3
 FRONT_TITLE = "Front of all"
@@ -36,8 +36,8 @@ def pareto_figure(
     Args:
         rows: one per point and panel: "panel" (a padding setting, or any title), "method", "title" as printed,
             "speedup" (dense over method, > 0), "score" in percent, "on_front"; where known, the ends of error bars
-            "score_low", "score_high", "speedup_low", "speedup_high" (None or absent: no bar). Points of a method are
-            joined in the given order, which is that of its knob.
+            "score_low", "score_high", "speedup_low", "speedup_high" (None or absent: no bar). Points of a title are
+            joined in the given order, unless they are "hollow".
         score, speed: labels of the axes.
         reported: printed points in the same form, drawn hollow and not joined.
         columns: panels beside each other; 1 is a column of a paper wide, more a page.
@@ -47,9 +47,11 @@ def pareto_figure(
     if not rows:
         raise ValueError("nothing to draw: no rows")
     shown, lines = list(dict.fromkeys(row["panel"] for row in rows)), lines_of(rows)
-    named = {title: look(method).key() for title, method in lines.items()} | {FRONT_TITLE: Line2D([], [], **FRONT)}
+    hollow = {row["title"] for row in rows if row.get("hollow")}
+    named = {title: look(method).key(hollow=title in hollow) for title, method in lines.items()}
+    named[FRONT_TITLE] = Line2D([], [], **FRONT)
     if reported:
-        named[reported_title] = Line2D([], [], linestyle="", **Look("#555555", "o").marks(hollow=True))
+        named[reported_title] = Look("#555555", "o").key(hollow=True)
     across = LEGEND_COLUMNS * min(columns, 2)
     with drawing():
         figure, axes = panels(len(shown), columns=columns, extra=legend_height(len(named), across))
@@ -58,7 +60,7 @@ def pareto_figure(
             _front(panel, mine)
             for title, method in reversed(lines.items()):
                 if points := [row for row in mine if row["title"] == title]:
-                    _points(panel, method, points)
+                    _points(panel, method, points, hollow=title in hollow)
             for row in printed:
                 _points(panel, row["method"], [row], hollow=True)
             speeds = [row["speedup"] for row in (*mine, *printed)]
@@ -82,7 +84,7 @@ def _points(panel: Axes, method: str, points: Sequence[Mapping[str, Any]], *, ho
         linewidth=0.8,
         zorder=3,
         **drawn.marks(hollow=hollow),
-        **BARS,
+        **drawn.bars(),
     )
 
 

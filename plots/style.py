@@ -28,7 +28,6 @@ COLUMN, PAGE = 3.3, 6.8  # inches: one column of a two-column paper, both of the
 GOLDEN = 0.62  # height of a panel over its width
 FORMATS = ("svg", "png", "pdf")
 INK, GRID, SHADE = "#222222", "#dddddd", "#bbbbbb"
-BARS: dict[str, Any] = {"elinewidth": 0.7, "capsize": 1.5, "capthick": 0.7}  # of `Axes.errorbar`
 # A date or a program's version in the file would make two drawings of the same data differ.
 METADATA: dict[str, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": None},
@@ -86,9 +85,13 @@ class Look:
         size = 5.5 if self.marker == "*" else 3.8 if thin else 3.6
         return {"color": self.colour, "marker": self.marker, "markersize": size, **filling}
 
-    def key(self) -> Line2D:
+    def bars(self) -> dict[str, Any]:
+        """Keywords of `Axes.errorbar` for its error bars: light, as many cross."""
+        return {"ecolor": (self.colour, 0.5), "elinewidth": 0.7, "capsize": 0}
+
+    def key(self, *, hollow: bool = False) -> Line2D:
         """This method in a legend."""
-        return Line2D([], [], linestyle=self.line, **self.marks())
+        return Line2D([], [], linestyle="" if hollow else self.line, **self.marks(hollow=hollow))
 
 
 LOOKS: dict[str, Look] = {

@@ -21,6 +21,7 @@ from benchmarks import (
     experiment_data,
     glue,
     long,
+    pareto,
     report,
     runs_command,
     strategy,
@@ -42,6 +43,7 @@ COMMANDS = {
     "report": report.main,
     "runs": runs_command.main,
     "strategy": strategy.main,
+    "pareto": pareto.main,
     "embedded": embedded.main,
     "accelerate": accelerate.main,
 }
@@ -255,6 +257,18 @@ ARGUMENTS: dict[str, Case] = {
         ["no records and no tables in data"],
     ),
     "report: unknown flag": ("report", ["--all"], None, ["unrecognized arguments: --all", "--help"]),
+    "pareto: no points": ("pareto", [*LOCAL, "--points", "0"], None, ["--points must be at least 1, got 0"]),
+    "pareto: no budget": ("pareto", [*LOCAL, "--budget", "0"], None, ["--budget is in minutes", "more than 0"]),
+    "pareto: budget that is no number": ("pareto", [*LOCAL, "--budget", "long"], None, ["--budget", "'long'"]),
+    "pareto: unknown task": ("pareto", [*LOCAL, "--dataset", "moood"], None, ["no task 'moood'"]),
+    "pareto: no records": ("pareto", ["--from-records", "--results", "data"], None, ["no finished runs in data"]),
+    "pareto: no records of a task": (
+        "pareto",
+        ["--from-records", "--results", "data", "--dataset", "mood"],
+        None,
+        ["no finished runs in"],
+    ),
+    "pareto: no stand-in": ("pareto", ["--profile", "embedded", "--dataset", "imdb"], None, ["nor a stand-in for it"]),
     "embedded: unknown task": ("embedded", ["--tasks", "sst2"], None, ["--tasks", "'sst2'", "vader_sentiment"]),
 }
 

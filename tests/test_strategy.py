@@ -69,6 +69,15 @@ def test_runs_on_other_rows_are_left_out_and_said(results, capsys):
     assert "are left out" in (results / "tables" / "strategy.md").read_text()
 
 
+def test_records_of_an_earlier_recipe_have_a_figure_of_their_own(tmp_path):
+    old = [{"name": "fine_tune", "epochs": 99}]
+    write_record(tmp_path, "dense", speedup=1.0, stages=old)
+    write_record(tmp_path, "lat", shares=(0.9, 0.6, 0.3), stages=old, options={"speedup": 1.7})
+    write_record(tmp_path, "lat", shares=(0.1, 0.1, 0.1))
+    assert run(tmp_path) == 0
+    assert table(tmp_path)["layer_1"].to_dict() == pytest.approx({"dense": 1.0, "lat": 0.9})
+
+
 def test_tasks_and_methods_are_chosen_by_name(results):
     write_record(results, "lat", task="sst2")
     assert run(results, "--tasks", "mood", "--methods", "lat") == 0
