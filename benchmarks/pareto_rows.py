@@ -46,6 +46,10 @@ class Point:
         """Mean over seeds, percent."""
         return 100 * float(np.mean([record["metrics"]["score"] for record in self.records]))
 
+    def interval(self) -> tuple[float | None, float | None]:
+        """Of the score, percent."""
+        return (None, None) if self.resampled is None else interval(self.resampled)
+
     def speedups(self, padding: str, key: str = "speedup") -> list[float]:
         """Of each seed."""
         return [first_split(record)["cost"]["padding"][padding][key] for record in self.records]
@@ -105,16 +109,16 @@ def pareto_rows(comparison: Comparison, paddings: Sequence[str]) -> list[dict[st
                 row |= {"speedup": 1.0, "speedup_low": None, "speedup_high": None}
         if padding != "none":
             mine += [_row(comparison, p, padding, UNPADDED, "speedup_of_unpadding_alone") for p in dense]
-        _flag(mine, "on_front")
+        flag_front(mine, "on_front")
         for title in dict.fromkeys(row["title"] for row in mine):
-            _flag([row for row in mine if row["title"] == title], "on_own_front")
+            flag_front([row for row in mine if row["title"] == title], "on_own_front")
         rows += mine
     return rows
 
 
 def _row(comparison: Comparison, point: Point, padding: str, title: str, key: str) -> dict[str, Any]:
     speeds = point.speedups(padding, key)
-    low, high = (None, None) if point.resampled is None else interval(point.resampled)
+    low, high = point.interval()
     return {
         "task": comparison.task,
         "metric": comparison.metric,
@@ -135,7 +139,7 @@ def _row(comparison: Comparison, point: Point, padding: str, title: str, key: st
     }
 
 
-def _flag(rows: Sequence[dict[str, Any]], name: str) -> None:
+def flag_front(rows: Sequence[dict[str, Any]], name: str) -> None:
     """Mark the rows that no other one beats in score and speed-up."""
     values = np.array([(row["speedup"], row["score"]) for row in rows])
     for row, best in zip(rows, moocore.is_nondominated(values, maximise=True, keep_weakly=True), strict=True):
