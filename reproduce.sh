@@ -10,6 +10,7 @@ Usage: ./reproduce.sh TARGET [ARGUMENTS...]
   setup   make .venv with the pinned versions and prepare the embedded data
   glue    Table 3: every method on GLUE, or on the embedded data where there is no GPU (python -m benchmarks.glue)
   long    Table 4: every method on long texts: SQuAD v2, 20News, Yelp, IMDB, or embedded ones (python -m benchmarks.long)
+  latency time of every method against dense models, interleaved, beside the FLOPs (python -m benchmarks.latency)
   audit   the papers' tables against their own arithmetic; Tables 1 and 2 (python -m benchmarks.audit)
   pareto  Figure 3: every method swept over its settings: SQuAD v2 and MRPC, or embedded data (python -m benchmarks.pareto)
   figures Figures 3 and 4 drawn from the records that there are, in seconds (python -m benchmarks.strategy, then
@@ -84,6 +85,8 @@ case $target in
   help | -h | --help) usage; exit ;;
   setup | glue | long | audit | pareto | figures | report | test) ;;
   *) say "unknown target '$target'; the targets are setup, glue, long, audit, pareto, figures, report, test and help"; exit 2 ;;
+  setup | glue | long | latency | audit | report | test) ;;
+  *) say "unknown target '$target'; the targets are setup, glue, long, latency, audit, report, test and help"; exit 2 ;;
 esac
 
 if [ "${NO_INSTALL:-}" = 1 ]; then
@@ -107,5 +110,6 @@ case $target in
     exec "$python" -m benchmarks.pareto --from-records "$@"
     ;;
   glue | long | audit | pareto | report) exec "$python" -m "benchmarks.$target" "$@" ;;
+  glue | long | latency | audit | report) exec "$python" -m "benchmarks.$target" "$@" ;;
   test) exec "$python" -m pytest "$@" ;;
 esac

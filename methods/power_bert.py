@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -141,6 +143,10 @@ class PowerBert(TokenReducer):
             scale = self.retention[state.layer][ranks]
             return Decision(scale=scale.masked_fill(state.first, 1.0) if self.options.protect_cls_soft else scale)
         return Decision(keep=most_attended(state, scores, self.options.retention_configuration[state.layer]))
+
+    def follow_schedule(self, shares: Sequence[float]) -> None:
+        counts = [math.ceil(share * self.options.max_length) for share in shares]
+        self.set_options(retention_configuration=tuple(accumulate(counts, min)))
 
     def losses(self, state: TokenState, logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
         """In the search, the task loss plus lambda * sum over layers j = 1 .. L of j * mass_j (section 3.3)."""
