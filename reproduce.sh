@@ -83,10 +83,11 @@ target=${1:-help}
 if [ $# -gt 0 ]; then shift; fi
 case $target in
   help | -h | --help) usage; exit ;;
-  setup | glue | long | audit | pareto | figures | report | test) ;;
-  *) say "unknown target '$target'; the targets are setup, glue, long, audit, pareto, figures, report, test and help"; exit 2 ;;
-  setup | glue | long | latency | audit | report | test) ;;
-  *) say "unknown target '$target'; the targets are setup, glue, long, latency, audit, report, test and help"; exit 2 ;;
+  setup | glue | long | latency | audit | pareto | figures | report | test) ;;
+  *)
+    say "unknown target '$target'; the targets are setup, glue, long, latency, audit, pareto, figures, report, test and help"
+    exit 2
+    ;;
 esac
 
 if [ "${NO_INSTALL:-}" = 1 ]; then
@@ -109,7 +110,6 @@ case $target in
     "$python" -m benchmarks.strategy "$@"
     exec "$python" -m benchmarks.pareto --from-records "$@"
     ;;
-  glue | long | audit | pareto | report) exec "$python" -m "benchmarks.$target" "$@" ;;
-  glue | long | latency | audit | report) exec "$python" -m "benchmarks.$target" "$@" ;;
+  glue | long | latency | audit | pareto | report) exec "$python" -m "benchmarks.$target" "$@" ;;
   test) exec "$python" -m pytest "$@" ;;
 esac
