@@ -61,6 +61,7 @@ STAND_INS = {
 EMBEDDED_METHODS = ("dense", "transkimmer", "lat", "ltp", "deebert", "pabee", "random")  # few trainings, many points
 POINTS = {"embedded": 3, "local": 4, "paper": 5}
 EMBEDDED_BUDGET_MIN = 17.0
+SHOWN_DROP = 20.0  # points below the best score where the figure's axis ends
 METRIC_TITLES = {
     "accuracy": "Accuracy (%)",
     "f1": "F1 (%)",
@@ -225,9 +226,11 @@ def _draw(
     rows, reported = pareto_rows(comparison, paddings), reported_rows(comparison, paddings)
     ordered = sorted(rows, key=lambda row: row["speedup"])
     score = METRIC_TITLES.get(comparison.metric, comparison.metric)
+    lowest = max(row["score"] for row in rows) - SHOWN_DROP
     figure = pareto_figure(
         [row | {"panel": row["padding"]} for padding in paddings for row in ordered if row["padding"] == padding],
         score=score,
+        lowest=lowest,
         reported=[row | {"panel": row["padding"]} for row in reported],
         reported_title="Reported, BERT-base",
     )
@@ -237,7 +240,7 @@ def _draw(
         figures = save(figure, root / "figures", name)
         tables = _write(frame, volumes, reported, root / "tables", name, heading, command)
         if times := time_rows(comparison, source, paddings):
-            timed = pareto_figure(times, score=score, speed="Measured speed-up (time)")
+            timed = pareto_figure(times, score=score, lowest=lowest, speed="Measured speed-up (time)")
             figures += save(timed, root / "figures", f"{name}-time")
             tables.append(root / "tables" / f"{name}-time.csv")
             pd.DataFrame(times).to_csv(tables[-1], index=False, float_format="%.6g")
