@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from benchmarks import figures
 from benchmarks.cli import run_command
 from benchmarks.comparable import read_comparisons
 from benchmarks.strategy import main
@@ -91,6 +92,11 @@ def test_a_divided_or_partial_data_set_says_so_in_its_title(tmp_path):
     write_record(tmp_path, "lat", task="sst2", max_train_samples=90)
     titles = {comparison.task: comparison.title for comparison in read_comparisons(tmp_path)}
     assert titles == {"squad_v2": "SQuAD v2.0 (validation by title)", "sst2": "SST-2 (sample)"}
+
+
+def test_both_figures_are_drawn_by_one_command(results):
+    assert run_command(figures.main, ["--results", str(results), "--quiet"]) == 0
+    assert {"strategy-mood.svg", "pareto-mood.svg"} <= {path.name for path in (results / "figures").iterdir()}
 
 
 def test_unreadable_and_failed_records_are_passed_over(results):
