@@ -16,7 +16,7 @@ from benchmarks.checkpoints import Partial, UnusableCheckpoint, remove_partial
 from benchmarks.embedded import skimbench_home
 from benchmarks.evaluate import evaluate
 from benchmarks.experiment_data import evaluation_features, padding_id, training_features
-from benchmarks.experiments import Experiment, units_per_row
+from benchmarks.experiments import Experiment, stage_work
 from benchmarks.files import writing
 from benchmarks.models import load_model
 from benchmarks.runs import Record, RunStore
@@ -72,7 +72,7 @@ def _train_and_score(experiment: Experiment, store: RunStore, report: Report, pa
     reducer = _fresh(experiment)
 
     def trial(candidate: TokenReducer) -> Trial:
-        result = evaluate(candidate, held_out, task, pad_id, compute=setting.compute)
+        result = evaluate(candidate, held_out, task, pad_id, compute=setting.compute, on_batch=report)
         cost = result.cost["padding"]["none"]
         macs, dense = 1e9 * cost["method_gmacs_mean"], 1e9 * cost["dense_gmacs_mean"]
         return Trial(score=result.scores[task.metric], macs=macs, dense_macs=dense)
@@ -92,7 +92,7 @@ def _train_and_score(experiment: Experiment, store: RunStore, report: Report, pa
             pad_id,
             seed=experiment.seed,
             compute=setting.compute,
-            on_update=_in_units(report, units_per_row(stage)),
+            on_update=_in_units(report, stage_work(experiment, stage).passes),
             trial=trial if held_out else None,
             partial=partial,
         )
@@ -100,7 +100,8 @@ def _train_and_score(experiment: Experiment, store: RunStore, report: Report, pa
         partial.finish_stage(number, reducer, history)
     threshold = None
     if task.kind == "span_qa":
-        threshold = tuned_threshold(evaluate(reducer, held_out, task, pad_id, compute=setting.compute).answers or [])
+        held = evaluate(reducer, held_out, task, pad_id, compute=setting.compute, on_batch=report)
+        threshold = tuned_threshold(held.answers or [])
     splits = {
         split: _evaluate_split(experiment, split, reducer, pad_id, report, threshold) for split in task.eval_splits
     }
