@@ -220,7 +220,25 @@ def save(goal: Goal, outcome: Outcome, folder: Path, command: str) -> dict[str, 
         for config in (reducer.config, reducer.model.config):
             config.id2label, config.label2id = names, {name: number for number, name in names.items()}
         reducer.config.backbone_config = reducer.model.config.to_dict()
-    summary = outcome.record["metrics"] | {
+    said = outcome.record["metrics"]
+    reducer.note(
+        task=goal.own.task.title,
+        split=f"{said['rows']} rows that neither training nor choosing saw",
+        metric=said["metric"],
+        score=said["reduced"]["score"],
+        dense_score=said["dense"]["score"],
+        keep_ratio=said["reduced"]["keep_ratio"],
+        gflops=2 * said["reduced"]["gmacs_mean"],
+        dense_gflops=2 * said["dense"]["gmacs_mean"],
+        padding="none",
+        latency_ms=said["time"]["1"]["ms_per_text"]["reduced"],
+        dense_latency_ms=said["time"]["1"]["ms_per_text"]["dense"],
+        batch_size=1,
+        device=goal.setting.compute.device,
+        record=outcome.record["config_hash"],
+        command=command,
+    )
+    summary = said | {
         "command": command,
         "method": goal.method,
         "model": goal.model.title,

@@ -1,7 +1,7 @@
-"""Write the tables of README.md anew from the files that they name: `python -m benchmarks.readme`.
+"""Write the tables of README.md and docs/ anew from the files that they name: `python -m benchmarks.readme`.
 
 `<!-- table: PATH -->` shows the first table of a Markdown file, `<!-- table: PATH padding: No Batch -->` its rows of
-these padding settings alone; what stands up to `<!-- end -->` is replaced.
+these padding settings alone; what stands up to `<!-- end -->` is replaced. See also `benchmarks.docs`.
 """
 
 from __future__ import annotations
@@ -48,9 +48,12 @@ def updated(text: str, root: Path = PROJECT_ROOT) -> str:
 
 
 def main() -> int:
-    """Rewrite README.md in place."""
-    readme = PROJECT_ROOT / "README.md"
-    readme.write_text(updated(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    """Rewrite README.md and the pages of docs/ in place."""
+    from benchmarks import docs
+
+    for path in (PROJECT_ROOT / "README.md", *docs.pages()):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(docs.updated(updated(text)), encoding="utf-8")
     return 0
 
 

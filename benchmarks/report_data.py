@@ -57,6 +57,11 @@ class Table:
         return rows
 
 
+def command_of(table: Table) -> str:
+    """The command that wrote a table, from the file's name: what stands before the profile."""
+    return table.name.partition("-")[0]
+
+
 def is_number(text: str) -> bool:
     """Whether a text of a file is a finite number."""
     try:

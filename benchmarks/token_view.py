@@ -178,6 +178,8 @@ def _texts(reducer: TokenReducer, text: str, second: str | None) -> tuple[str, .
     """The texts in the order in which the encoder reads them."""
     if not text.strip() or (second is not None and not second.strip()):
         raise UserError("the text is empty; give some words, in quotes")
+    if reducer.backbone.head == "token_classification":
+        raise UserError("a case study shows one answer for a text; this reducer labels each token")
     if reducer.backbone.head == "span_qa":
         if second is None:
             raise UserError('a question-answering model needs a question: ... "text" "question"')

@@ -22,8 +22,10 @@ ARCHITECTURES = {  # head -> how the names of the stock classes that carry it en
     "classification": "ForSequenceClassification",
     "regression": "ForSequenceClassification",
     "span_qa": "ForQuestionAnswering",
+    "token_classification": "ForTokenClassification",
 }
 HEADS = tuple(ARCHITECTURES)
+TOKEN_HEADS = ("span_qa", "token_classification")  # these read every token, the others [CLS] alone
 StockModule = Any  # a stock model, encoder or layer, whose parts differ by family and are found by name
 
 
@@ -49,6 +51,7 @@ class BackboneSpec:
     first_dense: str  # path in the model of the dense layer that the classification head starts with
     first_activation: Callable[[Tensor], Tensor] = torch.tanh  # behind that layer
     span: Callable[[StockModule, Tensor], Tensor] = lambda model, hidden: model.qa_outputs(hidden)
+    tag: Callable[[StockModule, Tensor], Tensor] = lambda model, hidden: model.classifier(model.dropout(hidden))
     token_types: bool = True  # the embeddings take token_type_ids
     offset_positions: bool = False  # RoBERTa: positions count real tokens and start after the padding index
     num_heads: str = "num_attention_heads"
@@ -157,7 +160,7 @@ class Backbone:
     """A stock transformers task model, seen through its `BackboneSpec`.
 
     Args:
-        model: a `*ForSequenceClassification` or `*ForQuestionAnswering` of a family in `SPECS`.
+        model: a task model of a family in `SPECS` whose class name ends as `ARCHITECTURES` says.
     Raises:
         ValueError: the family or the head is not supported; names what is.
     """
@@ -166,6 +169,7 @@ class Backbone:
         config: Any = model.config  # its fields differ by family
         self.model, self.config = model, config
         self.head = head_of(model)
+        self.reads_tokens = self.head in TOKEN_HEADS
         self.spec = SPECS[config.model_type]
         self.encoder: StockModule = getattr(model, self.spec.encoder)
         self.layers: list[nn.Module] = self.spec.layers(self.encoder)
@@ -222,9 +226,9 @@ class Backbone:
         """What the last layer of `classify` reads, dropout included; (batch, hidden_size) -> the same shape."""
         return self.spec.pool(self.model, first_tokens.unsqueeze(1))
 
-    def span(self, hidden: Tensor) -> Tensor:
-        """Span head; (..., hidden_size) -> (..., 2), start and end logits."""
-        return self.spec.span(self.model, hidden)
+    def read_tokens(self, hidden: Tensor) -> Tensor:
+        """Head over tokens; (..., hidden_size) -> (..., num_labels), for spans start and end logits."""
+        return (self.spec.span if self.head == "span_qa" else self.spec.tag)(self.model, hidden)
 
     def first_dense(self) -> nn.Linear:
         """The dense layer of the classification head (BERT: the pooler's), hidden_size -> hidden_size."""
@@ -258,7 +262,7 @@ class Backbone:
 
     def head_macs(self, tokens: Tensor) -> Tensor:
         """MACs of the head for sequences of `tokens` (batch,) long; a classifier reads one token of each."""
-        if self.head == "span_qa":
+        if self.reads_tokens:
             return tokens * (self.hidden_size * self.num_labels)
         return torch.full_like(tokens, self.hidden_size * (self.hidden_size + self.num_labels))
 

@@ -6,7 +6,7 @@ index work) is not counted, for the dense model and for every method alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -120,6 +120,12 @@ class TokenReducer(SavedModel):
         """How the encoder treats a batch for this method."""
         return StateOptions(training=self.training, forwards=self.traits.dropped != "discarded")
 
+    def follow_schedule(self, shares: Sequence[float]) -> None:
+        """Set options or weights such that about `shares` of the tokens, one per layer, are computed.
+
+        For timing without training. Only methods that decide nothing until trained or told have to do something.
+        """
+
     # Recipe
 
     def stages(self, task: Any, recipe: str = "paper") -> list[Stage]:
@@ -229,7 +235,8 @@ class TokenReducer(SavedModel):
 
         Args:
             input_ids, attention_mask, token_type_ids: (batch, seq_len), padded on the right.
-            labels: (batch,) class ids or values; start_positions, end_positions: (batch,) for span heads.
+            labels: (batch,) class ids or values; (batch, seq_len) class ids of tokens, negative where there is none
+                (-100), for token classification. start_positions, end_positions: (batch,) for span heads.
         Returns:
             Logits, trace and, with labels, the loss and its terms.
         Raises:
@@ -262,7 +269,8 @@ class TokenReducer(SavedModel):
         return ReducerOutput(loss=loss, start_logits=start, end_logits=end, losses=losses, trace=trace)
 
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of each sequence (batch,): cross-entropy, squared error, or the mean over start and end."""
+        """Loss of each sequence (batch,): cross-entropy, squared error, the mean over start and end, or a share of the
+        mean over labelled tokens."""
         if self.backbone.head == "span_qa":
             length = logits.shape[1]
             losses = [
@@ -272,11 +280,22 @@ class TokenReducer(SavedModel):
                 for i in (0, 1)
             ]
             return (losses[0] + losses[1]) / 2
+        if self.backbone.head == "token_classification":
+            return self._tagging_loss(logits, labels)
         if self.backbone.head == "regression":
             return (logits.float().view(len(labels), -1) - labels.float().view(len(labels), -1)).square().mean(dim=1)
         if labels.is_floating_point():  # several labels at once
             return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").mean(dim=1)
         return F.cross_entropy(logits.float(), labels, reduction="none")
+
+    @staticmethod
+    def _tagging_loss(logits: Tensor, labels: Tensor) -> Tensor:
+        """Shares (batch,) of the sequences in the cross-entropy; their mean is the one over all labelled tokens."""
+        losses = F.cross_entropy(
+            logits.float().flatten(0, 1), labels.clamp(min=-1).flatten(), ignore_index=-1, reduction="none"
+        )
+        labelled = (labels >= 0).sum().clamp(min=1)
+        return losses.view(labels.shape).sum(dim=1) * len(labels) / labelled
 
     def check_inputs(
         self,
@@ -308,6 +327,8 @@ class TokenReducer(SavedModel):
             )
         if labels is not None and len(labels) != len(input_ids):
             raise ValueError(f"{len(labels)} labels for {len(input_ids)} sequences")
+        if labels is not None and self.backbone.head == "token_classification" and labels.shape != input_ids.shape:
+            raise ValueError(f"labels are {tuple(labels.shape)} but input_ids is {tuple(input_ids.shape)}")
         return Inputs(
             input_ids=input_ids,
             attention_mask=mask,
@@ -380,7 +401,7 @@ class TokenReducer(SavedModel):
 
 
 def create(name: str, model: transformers.PreTrainedModel, **options: Any) -> TokenReducer:
-    """Put the method `name` on `model`, a supported `*ForSequenceClassification` or `*ForQuestionAnswering`.
+    """Put the method `name` on `model`, a task model of a supported family and head (`methods.backbone.ARCHITECTURES`).
 
     Raises:
         KeyError: unknown method. ValueError: unsupported model, head or option.

@@ -133,7 +133,8 @@ class ReducerOutput(ModelOutput):
 
     Attributes:
         loss: scalar, the sum of `losses`; None without labels.
-        logits: (batch, num_labels); None for span heads.
+        logits: (batch, num_labels); None for span heads; (batch, seq_len, num_labels) for token classification, the
+            lowest value of the dtype on padding.
         start_logits, end_logits: (batch, seq_len); span heads only; the lowest value of the dtype on padding.
         losses: the terms of `loss` by name.
         trace: what was computed.

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from methods.base import TokenReducer
 from methods.config import Knob, Options, Traits
-from methods.exits import SPAN_REASON, exit_classifier, exit_macs
+from methods.exits import TOKEN_REASONS, exit_classifier, exit_macs
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, fine_tuning_stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, TokenState
@@ -81,7 +81,7 @@ class DeeBert(TokenReducer):
         pads="computed",
         unsupported={
             "regression": "the entropy of a single output is always 0, so the exit rule is undefined",
-            "span_qa": SPAN_REASON,
+            **TOKEN_REASONS,
         },
         knob=Knob(option="threshold", after_training=True),
     )

@@ -212,7 +212,9 @@ class DeFormer(TokenReducer):
         losses["task"] = options.task_weight * losses["task"]
         if options.kd_weight or options.lrs_weight:
             lesson = self.teacher.teach(inputs)
-            divergence = softened_divergence(logits, lesson.logits, options.temperature, self.backbone.head)
+            divergence = softened_divergence(
+                logits, lesson.logits, options.temperature, self.backbone.head, inputs.attention_mask
+            )
             losses["distillation"] = options.kd_weight * divergence
             losses["similarity"] = options.lrs_weight * self.similarity(state, lesson)
         return losses
@@ -222,7 +224,7 @@ class DeFormer(TokenReducer):
         tokens = state.real if self.options.lrs_over == "real" else torch.ones_like(state.real)
         pairs = zip(state.notes["upper"], lesson.states[self.split + 1 :], strict=True)
         distances = [state_distance(own, taught, tokens) for own, taught in pairs]
-        if self.backbone.head != "span_qa":
+        if not self.backbone.reads_tokens:
             taught = self.teacher.backbone.pooled(lesson.states[-1][:, 0])
             distances.append(F.mse_loss(self.backbone.pooled(state.first_tokens()).float(), taught.float()))
         if not distances:  # texts that never meet, and a head without a pooled vector

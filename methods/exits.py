@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from methods.backbone import TOKEN_HEADS
+
 INITIALIZER_STD = 0.02
-SPAN_REASON = "an exit yields one prediction for the text, not one for each token"  # why span heads are refused
+# Why heads over tokens are refused.
+TOKEN_REASONS = dict.fromkeys(TOKEN_HEADS, "an exit yields one prediction for the text, not one for each token")
 
 
 def exit_classifier(hidden_size: int, num_labels: int) -> nn.Linear:

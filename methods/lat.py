@@ -15,9 +15,10 @@ several labels at once by their own divergences: ours, the paper has neither. Ba
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from methods.config import Knob, Options, ReducerOutput, Traits
 from methods.counts import check_counts, check_layers, counted_tokens, most_attended
 from methods.encoder import encode
 from methods.lat_search import LEAST, Budget, Configuration, Space, length_drop, search
+from methods.packing import unpad
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, Trial, Work, fine_tuning_stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
@@ -39,6 +41,7 @@ CHOICES = {
     "kl_direction": ("forward", "reverse"),
     "operating_point": ("cheapest", "best", "speedup"),
 }
+FINE = 1_000_000  # a length that tells apart the shares of any schedule
 SHORT_OPTIONS = {"random_passes": 1, "search_iterations": 4, "search_seeds": 8, "mutants": 5, "crossovers": 5}
 
 
@@ -61,6 +64,7 @@ class LatOptions(Options):
         protect_cls: False lets [CLS] go like any token, as the public code does for spans; only for span heads.
         operating_point: of the front: "cheapest" that scores no less than full length less `tolerance` (the paper's
             dagger), "best" score (its star), or best score at a `speedup` of at least so much.
+        tolerance, speedup: see `operating_point`.
         search_iterations, search_seeds, mutants, crossovers: budget of the search [G, 20, n_m, n_c].
         mutation_probability: that a mutant's layer is drawn anew [p_m].
     """
@@ -129,8 +133,8 @@ class Lat(TokenReducer):
 
     def check_options(self, options: LatOptions) -> None:
         check_layers("length_configuration", options.length_configuration, self.backbone.num_layers)
-        if not options.protect_cls and self.backbone.head != "span_qa":
-            raise ValueError(f"protect_cls=False is for span heads; a {self.backbone.head} head reads [CLS]")
+        if not options.protect_cls and not self.backbone.reads_tokens:
+            raise ValueError(f"protect_cls=False is for heads over tokens; a {self.backbone.head} head reads [CLS]")
 
     @property
     def configuration(self) -> Configuration | None:
@@ -153,6 +157,10 @@ class Lat(TokenReducer):
             count = state.expand(((state.lengths * length + whole - 1) // whole).clamp(min=LEAST))
         keep = most_attended(state, state.scores.received.detach(), count, protect_first=protected)
         return Decision(keep=keep, drop_first=not protected)
+
+    def follow_schedule(self, shares: Sequence[float]) -> None:
+        lengths = tuple(accumulate((max(LEAST, round(share * FINE)) for share in shares), min))
+        self.set_options(length_configuration=lengths, max_length=FINE, counts="shares")
 
     def state_options(self) -> StateOptions:
         return StateOptions(
@@ -202,6 +210,8 @@ class Lat(TokenReducer):
             return F.mse_loss(logits, full)
         if self.backbone.head == "span_qa":  # one distribution over positions each for start and end
             logits, full = logits.transpose(1, 2), full.transpose(1, 2)
+        elif self.backbone.head == "token_classification":
+            logits, full = unpad(logits, inputs.attention_mask), unpad(full, inputs.attention_mask)
         elif inputs.labels is not None and inputs.labels.is_floating_point():  # one of two outcomes for each label
             logits, full = (torch.stack((x, torch.zeros_like(x)), dim=-1) for x in (logits, full))
         learnt, taught = logits.log_softmax(dim=-1), full.log_softmax(dim=-1)

@@ -31,6 +31,7 @@ from methods.state import Decision, Inputs, StateOptions, TokenState
 ROUTER_SIZE = 256
 INITIALIZER_STD = 0.02
 PROCESS_BIAS = 5.0  # at first a token is processed with probability sigmoid(10)
+SHORT_TOP_P = 0.4
 LONG_TASKS = ("squad_v2", "20news", "yelp", "imdb")  # not trained by the public GLUE script, whose rate is lower
 CHOICES = {
     "forward": ("leap", "as_released"),
@@ -241,7 +242,7 @@ class Lot(TokenReducer):
         """What saliency is taken of: the logit of the gold class, not its loss; (batch,).
 
         Our extension: the sum of the gold logits of a span's start and end (none where the answer lies outside the
-        text) or of several labels at once; in regression, the output.
+        text), of all labelled tokens or of several labels at once; in regression, the output.
         """
         if self.backbone.head == "regression":
             return logits.sum(dim=1)
@@ -250,6 +251,10 @@ class Lot(TokenReducer):
             places = labels.clamp(0, length)
             chosen = logits.gather(1, places.clamp(max=length - 1).unsqueeze(1)).squeeze(1)
             return chosen.masked_fill(places == length, 0.0).sum(dim=1)
+        if self.backbone.head == "token_classification":
+            labelled = labels >= 0
+            chosen = logits.gather(2, labels.clamp(min=0).unsqueeze(2)).squeeze(2)
+            return chosen.masked_fill(~labelled, 0.0).sum(dim=1)
         if labels.is_floating_point():
             return (logits * labels).sum(dim=1)
         return logits.gather(1, labels.unsqueeze(1)).squeeze(1)
@@ -258,6 +263,11 @@ class Lot(TokenReducer):
     def stage_work(cls, stage: Stage, options: Mapping[str, Any]) -> Work:
         """Saliency takes a backward pass through the teacher, too."""
         return Work(passes=stage.work.passes + (BACKWARD if stage.teacher else 0.0))
+
+    @classmethod
+    def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:
+        """The short recipe asks its routers to process more tokens."""
+        return {"top_p": SHORT_TOP_P} if recipe == "short" else {}
 
     @classmethod
     def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:

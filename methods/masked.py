@@ -150,8 +150,8 @@ class MaskedState(TokenState):
         self.trace.record_ffn(self.layer, self.sequences, computed.sum(dim=1), computed)
 
     def outputs(self, backbone: Backbone) -> Tensor:
-        if backbone.head == "span_qa":
-            logits = backbone.span(self.hidden)
+        if backbone.reads_tokens:
+            logits = backbone.read_tokens(self.hidden)
             return logits.masked_fill(~self.real.unsqueeze(-1), torch.finfo(logits.dtype).min)
         logits = backbone.classify(self.first_tokens())
         if self._exit_logits is None:

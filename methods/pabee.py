@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from methods.base import TokenReducer
 from methods.config import Knob, Options, Traits
-from methods.exits import SPAN_REASON, exit_classifier, exit_macs
+from methods.exits import TOKEN_REASONS, exit_classifier, exit_macs
 from methods.recipes import ParameterGroup, Stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, TokenState
@@ -68,7 +68,7 @@ class Pabee(TokenReducer):
         dropped="exits",
         strategy="searched",
         pads="computed",
-        unsupported={"span_qa": SPAN_REASON},
+        unsupported=TOKEN_REASONS,
         knob=Knob(option="patience", after_training=True),
     )
 

@@ -135,7 +135,7 @@ class Rollout:
         self.counts.append(state.sum(keep.long()))
         if self.double_fillers:
             self._fill(state, hidden, keep)
-        elif self.backbone.head == "span_qa":  # as published, nothing is learned through states of stopped tokens
+        elif self.backbone.reads_tokens:  # as published, nothing is learned through states of stopped tokens
             hidden = torch.where(keep.unsqueeze(-1), hidden, hidden.detach())
         return Decision(states=hidden, keep=keep, overhead_macs=state.counts() * self.macs_per_token)
 

@@ -85,7 +85,8 @@ class Inputs:
 
     Attributes:
         input_ids, attention_mask (bool), position_ids: (batch, seq_len); token_type_ids: the same or None.
-        labels: (batch,) or None; for span heads (batch, 2) start and end positions.
+        labels: (batch,) or None; for span heads (batch, 2) start and end positions; for token classification (batch,
+            seq_len), negative where there is none.
         segments: (batch, seq_len) long, the text of a pair that each token belongs to (0 or 1); None unless a method
             tells them apart.
     """
@@ -236,4 +237,5 @@ class TokenState(ABC):
 
     @abstractmethod
     def outputs(self, backbone: Backbone) -> Tensor:
-        """Head logits in input order: (batch, num_labels), or (batch, seq_len, 2) for spans, lowest value on pads."""
+        """Head logits in input order: (batch, num_labels), or, of a head over tokens, (batch, seq_len, num_labels) with
+        the lowest value of the dtype on pads."""

@@ -6,12 +6,13 @@ Pruning "at location i" means: of the tokens that enter layer i, by the attentio
 Departures by default: tokens are removed and padding casts no votes (`masks_only=True` hides tokens as the released
 code does, and saves nothing); a rank's bin is counted in integers (`binning="float32"` as released); scores are read
 before attention dropout (`noisy_scores`); pads do not fill up the ranking loss. Pruning starts with the first update,
-not the third. With a span head, tokens leave after the feed-forward of layer i - 1, which their last state needs, and
-the constraint charges it; elsewhere they leave before it. Either way the same tokens survive.
+not the third. With a head over tokens, they leave after the feed-forward of layer i - 1, which their last state needs,
+and the constraint charges it; elsewhere they leave before it. Either way the same tokens survive.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,7 +114,7 @@ class Top(TokenReducer):
             raise ValueError(f"first_location {first} is beyond the last of {layers} layers, {layers - 1}")
         self.locations = range(first, layers)
         self.ranked_layers = range(1, max(2, layers // 3))  # the early layers, whose attention ranks badly
-        self.drops_early = self.backbone.head != "span_qa"  # before the feed-forward
+        self.drops_early = not self.backbone.reads_tokens  # before the feed-forward
         shape = (len(self.locations), self.options.bins)
         self.rank_loga = nn.Parameter(torch.empty(shape).normal_(INITIAL_LOGA, INITIAL_STD))
         self.gate_loga = nn.Parameter(torch.empty(shape[0]).normal_(-INITIAL_LOGA, INITIAL_STD))
@@ -130,7 +131,7 @@ class Top(TokenReducer):
         return layer + 1 in self.locations and not bool(self._row(layer + 1).all())
 
     def before_layer(self, state: TokenState) -> Decision | None:
-        """Training scales the input of each location; span heads prune here."""
+        """Training scales the input of each location; heads over tokens prune here."""
         if state.layer not in self.locations:
             return None
         if self.training:
@@ -148,11 +149,21 @@ class Top(TokenReducer):
         return None
 
     def after_layer(self, state: TokenState) -> Decision | None:
-        """At the end, give masked tokens that a span head reads the state they had when they were pruned."""
+        """At the end, give masked tokens that a head reads the state they had when they were pruned."""
         if state.layer != self.locations[-1] or not state.notes["carried"]:
             return None
         alive = state.notes["alive"][-1] if self.training else state.live
         return Decision(states=torch.where(alive.unsqueeze(-1), state.hidden, state.notes["carried"][-1]))
+
+    def follow_schedule(self, shares: Sequence[float]) -> None:
+        """Open the first ranks of each location, never all of them."""
+        bins = self.options.bins
+        with torch.no_grad():
+            self.gate_loga.fill_(INITIAL_LOGA)
+            self.rank_loga.fill_(-INITIAL_LOGA)
+            for row, location in zip(self.rank_loga, self.locations, strict=True):
+                kept = round(bins * shares[location] / shares[location - 1])
+                row[: min(max(kept, 1), bins - 1)] = INITIAL_LOGA
 
     def _prune(self, state: TokenState, location: int) -> Decision | None:
         if location not in self.locations or state.scores is None:
@@ -233,7 +244,9 @@ class Top(TokenReducer):
         if head == "regression" or inputs.labels.is_floating_point():
             terms = {"task": self.task_loss(logits, inputs.labels).mean()}
         else:
-            terms = {"distillation": softened_divergence(logits, lesson.logits, temperature, head)}
+            terms = {
+                "distillation": softened_divergence(logits, lesson.logits, temperature, head, inputs.attention_mask)
+            }
         return terms | {
             "constraint": self.lambda_1 * excess + self.lambda_2 * excess**2,
             "ranking": weight * self._ranking(state, lesson.scores[last]),

@@ -52,7 +52,7 @@ HYPERPARAMETERS = {
     "imdb": (1.0, 1.0, 0.5, 3e-5, 32, 5),
 }
 SHORT_RATE = 2e-3  # of the policies, which have few updates
-SHORT_WEIGHT = 0.5  # alpha for shares of the valid tokens
+SHORT_WEIGHT = 0.1  # alpha for shares of the valid tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +193,7 @@ class TrBert(TokenReducer):
             macs_per_token=self._policy(0).macs_per_token,
             guide=self.residual_scores(inputs, labels) if guided else None,
             logprob_reduce=options.logprob_reduce,
-            double_fillers=options.restore_filler == "as_released" and self.backbone.head == "span_qa",
+            double_fillers=options.restore_filler == "as_released" and self.backbone.reads_tokens,
         )
         mode = "masked" if rollout.double_fillers else self._forced_mode or "packed"
         state = rollout.run(inputs, mode, self.state_options())
@@ -201,7 +201,9 @@ class TrBert(TokenReducer):
         task = gold = self.gold_loss(logits, replicate(labels, replicas))
         if options.distill and self.stage != POLICY and self._teacher is not None:
             taught = replicate(self.teacher.teach(inputs).logits, replicas)
-            task = self.soft_loss(logits, taught, multi_label=labels.is_floating_point())
+            task = self.soft_loss(
+                logits, taught, multi_label=labels.is_floating_point(), real=replicate(inputs.attention_mask, replicas)
+            )
         judged = gold if options.kd_reward == "gold" else task
         rewards = self.rewards(judged, rollout.counts, state.trace.input_lengths, inputs.input_ids.shape[1])
         losses = {} if self.stage == POLICY else {"task": task.mean()}
@@ -221,13 +223,22 @@ class TrBert(TokenReducer):
         losses = self.task_loss(logits, labels)
         return 2 * losses if self.backbone.head == "span_qa" and self.options.span_loss == "sum" else losses
 
-    def soft_loss(self, logits: Tensor, taught: Tensor, *, multi_label: bool = False) -> Tensor:
-        """Cross-entropy of each row against the teacher's distribution (regression: squared error); (rows,)."""
+    def soft_loss(
+        self, logits: Tensor, taught: Tensor, *, multi_label: bool = False, real: Tensor | None = None
+    ) -> Tensor:
+        """Cross-entropy of each row against the teacher's distribution (regression: squared error); (rows,).
+
+        For token classification it is the mean over the `real` tokens of the row (rows, seq_len) bool.
+        """
         student, teacher = logits.float(), taught.float()
         if self.backbone.head == "regression":
             return (student - teacher).square().mean(dim=1)
         if multi_label:
             return F.binary_cross_entropy_with_logits(student, teacher.sigmoid(), reduction="none").mean(dim=1)
+        if self.backbone.head == "token_classification":
+            assert real is not None
+            each = -(teacher.softmax(dim=2) * student.log_softmax(dim=2)).sum(dim=2)
+            return each.masked_fill(~real, 0.0).sum(dim=1) / real.sum(dim=1)
         taught = teacher.softmax(dim=1)  # 0 on pads, where the student's logarithm may be infinite
         losses = -(taught * student.log_softmax(dim=1).masked_fill(taught == 0, 0.0)).sum(dim=1)
         if self.backbone.head == "span_qa":

@@ -8,6 +8,7 @@ import math
 import datasets
 import pytest
 import torch
+import transformers
 
 import methods
 from benchmarks import accelerate, experiment_data
@@ -228,10 +229,13 @@ def test_a_target_is_reached_and_the_saved_model_is_what_was_measured(world, cap
     assert said == json.loads((world / "out" / "accelerate.json").read_text()) | {"output": said["output"]}
     reducer = methods.load(str(world / "out")).eval()
     assert reducer.config.id2label == {0: "0", 1: "1"} and reducer.options.length_configuration is not None
-    import transformers
-
+    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(world / "out").eval()
+    card = (world / "out" / "README.md").read_text()
+    assert said["record"] in card and f"{said['reduced']['score']:.4f}"[:5] in card
     tokenizer = transformers.AutoTokenizer.from_pretrained(world / "out")
-    output = reducer(**tokenizer(["the film was great"], return_tensors="pt"))
+    batch = tokenizer(["the film was great"], return_tensors="pt")
+    output = reducer(**batch)
+    assert torch.equal(loaded(**batch).logits, output.logits)
     assert int(output.trace.ffn_tokens[0, -1]) < int(output.trace.input_lengths[0])
     frame = load_runs(next((world / "r").rglob("runs")).parent)
     assert set(frame["kind"]) == {"finetune", "accelerate"} and set(frame["status"]) == {"ok"}

@@ -12,6 +12,7 @@ from tests.tiny import (
     FAMILIES,
     HEADS,
     LENGTHS,
+    TOKEN_HEADS,
     batch_for,
     in_own_memory,
     labels_for,
@@ -80,11 +81,8 @@ def test_neutral_equals_dense(name, family, head, mode):
     with torch.no_grad(), reducer.mode(mode):
         stock = tiny_model(family, head)(**batch)
         output = reducer(**batch)
-    expected = stock.logits if head != "span_qa" else torch.stack((stock.start_logits, stock.end_logits), dim=-1)
     mask = batch["attention_mask"]
-    torch.testing.assert_close(
-        logits_of(output, mask), expected if head != "span_qa" else expected * mask.unsqueeze(-1), **TIGHT
-    )
+    torch.testing.assert_close(logits_of(output, mask), logits_of(stock, mask), **TIGHT)
     assert torch.equal(output.trace.ffn_tokens, mask.sum(dim=1, keepdim=True).expand(-1, 3))
 
 
@@ -139,7 +137,7 @@ def test_padding_changes_nothing(name, family, head):
                 a, b = reducer(**narrow), reducer(**wide)
             mask = narrow["attention_mask"]
             wide_logits = logits_of(b, wide["attention_mask"])
-            wide_logits = wide_logits[:, : mask.shape[1]] if head == "span_qa" else wide_logits
+            wide_logits = wide_logits[:, : mask.shape[1]] if head in TOKEN_HEADS else wide_logits
             torch.testing.assert_close(logits_of(a, mask), wide_logits, **TIGHT)
             assert torch.equal(a.trace.keep_masks, b.trace.keep_masks[..., : mask.shape[1]])
             assert not b.trace.keep_masks[..., mask.shape[1] :].any()
@@ -155,7 +153,7 @@ def test_batch_mates_change_nothing(name, family, head):
             single = batch_for(reducer, (length,))
             alone = reducer(**single)
             joint = logits_of(together, batch["attention_mask"])[row]
-            joint = joint[:length] if head == "span_qa" else joint
+            joint = joint[:length] if head in TOKEN_HEADS else joint
             torch.testing.assert_close(logits_of(alone, single["attention_mask"])[0], joint, **TIGHT)
             assert torch.equal(alone.trace.keep_masks[0], together.trace.keep_masks[row][:, :length])
             assert torch.equal(reducer.macs(alone.trace)[0], reducer.macs(together.trace)[row])
@@ -209,7 +207,7 @@ def test_gradients_reach_every_part(name, family, head):
     torch.testing.assert_close(output.loss, torch.stack([t.float() for t in output.losses.values()]).sum())
     output.loss.backward()
     without = [n for n, p in reducer.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    allowed = ("pooler",) if head == "span_qa" else ()
+    allowed = ("pooler",) if head in TOKEN_HEADS else ()
     assert [n for n in without if not any(part in n for part in allowed)] == []
 
 

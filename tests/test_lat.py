@@ -9,7 +9,7 @@ import transformers
 import methods
 from methods.encoder import encode
 from methods.lat_search import LEAST, length_drop
-from tests.tiny import FAMILIES, HEADS, LENGTHS, batch_for, logits_of, make_batch, tiny_model, tiny_reducer
+from tests.tiny import FAMILIES, HEADS, LENGTHS, TOKEN_HEADS, batch_for, logits_of, make_batch, tiny_model, tiny_reducer
 from tests.told import TIGHT, agree, final_states, run
 
 MODES = ("masked", "packed")
@@ -30,10 +30,7 @@ def lat(configuration=(8, 5, 3), head="classification", family="bert", **options
 
 def stock_logits(batch, head):
     with torch.no_grad():
-        output = tiny_model("bert", head)(**batch)
-    if head != "span_qa":
-        return output.logits
-    return torch.stack((output.start_logits, output.end_logits), dim=-1) * batch["attention_mask"].unsqueeze(-1)
+        return logits_of(tiny_model("bert", head)(**batch), batch["attention_mask"])
 
 
 # Dropping ------------------------------------------------------------------------------------------------------------
@@ -135,7 +132,7 @@ def test_the_published_rule_for_spans_lets_the_first_token_go():
 @pytest.mark.parametrize("head", ["classification", "regression"])
 def test_heads_that_read_the_first_token_protect_it(head):
     """Pitfall 6"""
-    with pytest.raises(ValueError, match=f"protect_cls=False is for span heads; a {head} head reads"):
+    with pytest.raises(ValueError, match=f"protect_cls=False is for heads over tokens; a {head} head reads"):
         lat(head=head, protect_cls=False)
 
 
@@ -286,7 +283,7 @@ def test_padded_cost_is_what_computing_pads_executes(mode, family, head):
     trace = run(reducer, batch, mode).trace
     pads = 15 - batch["attention_mask"].sum(dim=1)  # what the unpadded cost leaves out beside the layers
     beside = pads * reducer.backbone.embedding_macs()
-    beside = beside + reducer.backbone.head_macs(pads) if head == "span_qa" else beside
+    beside = beside + reducer.backbone.head_macs(pads) if head in TOKEN_HEADS else beside
     assert torch.equal(reducer.macs(trace, "sequence", 15), reducer.macs(trace) + beside)
 
 

@@ -14,11 +14,13 @@ from tests.cases import EVERY
 VOCABULARY = 60
 LENGTHS = (9, 4, 1, 7, 12)
 FAMILIES = ("bert", "roberta", "distilbert", "albert", "electra")
-HEADS = ("classification", "regression", "span_qa")
+HEADS = ("classification", "regression", "span_qa", "token_classification")
+TOKEN_HEADS = HEADS[2:]
 SUFFIX = {
     "classification": "SequenceClassification",
     "regression": "SequenceClassification",
     "span_qa": "QuestionAnswering",
+    "token_classification": "TokenClassification",
 }
 PREFIX = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert", "albert": "Albert", "electra": "Electra"}
 
@@ -88,16 +90,23 @@ def labels_for(reducer: methods.TokenReducer, batch: dict[str, Tensor]) -> dict[
     if reducer.backbone.head == "span_qa":
         start = torch.zeros(rows, dtype=torch.long)
         return {"start_positions": start, "end_positions": batch["attention_mask"].sum(dim=1) - 1}
+    if reducer.backbone.head == "token_classification":
+        mask = batch["attention_mask"].bool()
+        every_third = torch.arange(mask.shape[1]) % 3 == 0  # as where words have several pieces
+        return {"labels": (batch["input_ids"] % 3).masked_fill(~mask | every_third, -100)}
     if reducer.backbone.head == "regression":
         return {"labels": torch.linspace(-1, 1, rows, dtype=torch.float64)}
     return {"labels": torch.arange(rows) % 3}
 
 
-def logits_of(output: methods.ReducerOutput, mask: Tensor | None = None) -> Tensor:
-    """The logits, spans as (batch, seq_len, 2) with 0 where `mask` has padding."""
-    if output.logits is not None:
-        return output.logits
-    assert output.start_logits is not None and output.end_logits is not None and mask is not None
+def logits_of(output: transformers.utils.ModelOutput, mask: Tensor | None = None) -> Tensor:
+    """The logits, those of tokens (batch, seq_len, labels; start and end for spans) with 0 where `mask` has padding."""
+    logits = output.get("logits")
+    if logits is not None and logits.dim() == 2:
+        return logits
+    assert mask is not None
+    if logits is not None:
+        return logits * mask.unsqueeze(-1)
     return torch.stack((output.start_logits, output.end_logits), dim=-1) * mask.unsqueeze(-1)
 
 
