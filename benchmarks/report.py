@@ -24,7 +24,7 @@ TITLE = "Transformer encoders that do not compute every token"
 INTRODUCTION = (
     "Every published method behind one interface, really removing tokens, measured with one ruler. All numbers on this "
     "page come from records: follow a number to the run that made it, with its configuration, seed, code revision and "
-    "machine.",
+    "machine."
 )
 
 
@@ -129,7 +129,19 @@ def build(all_results: Sequence[Results]) -> str:
         environment_section(environments),
         records_section(all_results, environments),
     ]
-    return draw(TITLE, [part for part in parts if part], introduction=INTRODUCTION, style=STYLE)
+    introduction = (INTRODUCTION, *_counted(all_results))
+    return draw(TITLE, [part for part in parts if part], introduction=introduction, style=STYLE)
+
+
+def _counted(all_results: Sequence[Results]) -> list[str]:
+    """A sentence per folder with records: how many, and when they were made."""
+    lines = []
+    for results in all_results:
+        days = sorted(record["started_at"][:10] for record in results.records.values())
+        if days:
+            made = f"on {days[0]}" if days[0] == days[-1] else f"from {days[0]} to {days[-1]}"
+            lines.append(f"{len(days)} {results.title} records, made {made}.".replace("  ", " "))
+    return lines
 
 
 KNOWN = ("glue", "long", "table1", "table2", "pareto", "strategy", "audit", "latency", "as_released")

@@ -172,8 +172,8 @@ def _commands(tables: Iterable[Table]) -> dict[str, tuple[str, ...]]:
     """The commands of the tables that name a record, by the record's hash."""
     found: dict[str, list[str]] = {}
     for table in tables:
-        if "records" not in table.columns or not table.command:
-            continue
+        if "records" not in table.columns or not table.command or command_of(table) == "strategy":
+            continue  # `strategy` draws what others measured
         place = table.columns.index("records")
         for run in dict.fromkeys(run for row in table.rows for run in row[place].split()):
             found.setdefault(run, []).append(table.command)

@@ -282,7 +282,7 @@ def test_the_skim_weight_rises_over_the_warm_up():
 
 
 def test_a_larger_skim_weight_computes_fewer_tokens():
-    """The knob lambda: gradient descent on predictors that are undecided; the task, which says nothing, does not pull."""
+    """The knob lambda: descent on undecided predictors; the task, which says nothing, does not pull."""
     batch, labels = make_batch((12, 9, 12, 7)), torch.tensor([0, 1, 1, 0])
     macs = []
     for weight in (0.0, 0.05, 0.2):
