@@ -93,7 +93,8 @@ def _connect(ray: Any, address: str) -> None:
         ray.init(address=address, logging_level=logging.CRITICAL, runtime_env={"env_vars": settings}, **local)
     except Exception as error:  # a plain one where the start takes too long
         reason = str(error).strip().split(". ")[0] or type(error).__name__
-        raise UserError(f"--address {address}: no Ray cluster ({reason}); start one with `ray start --head`") from error
+        hint = "start one with `ray start --head`, or set RAY_AUTH_MODE=token where one asks for a token"
+        raise UserError(f"--address {address}: no Ray cluster ({reason}); {hint}") from error
 
 
 def _probe(address: str) -> None:
