@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import places, running, runs
 from benchmarks.executor import Job, execute
@@ -126,6 +127,15 @@ def test_only_the_run_that_kills_its_process_fails(tmp_path, deadly):
     assert "the process died (out of memory?); use fewer --jobs" in record["error"]
     assert finished(jobs, RunStore(store.root, retry_failed=False), 2) == expected
     assert len(list(store.root.rglob("*.json"))) == 5
+
+
+def test_a_gpu_without_memory_says_what_to_do(tmp_path):
+    def compute():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    record = RunStore(tmp_path).run(config(), compute)
+    assert record["status"] == "failed"
+    assert record["error"].endswith("Tried to allocate 2.00 GiB; use fewer --jobs, shorter texts or a larger machine")
 
 
 def test_an_error_of_one_run_is_its_record(tmp_path, monkeypatch):
