@@ -56,6 +56,8 @@ class RayCluster:
         Raises:
             UserError: there is no such cluster, or none of its nodes can take a run.
         """
+        if ":" in self.address:
+            _probe(self.address)
         ray = _import_ray()
         _connect(ray, self.address)
         try:
@@ -81,8 +83,6 @@ def _import_ray() -> Any:
 
 
 def _connect(ray: Any, address: str) -> None:
-    if ":" in address:
-        _probe(address)
     local = {"num_cpus": available_cores(), "include_dashboard": False} if address == "local" else {}
     settings = {
         name: value for name, value in os.environ.items() if name.startswith(_FORWARDED) and "TOKEN" not in name
