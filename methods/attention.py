@@ -48,7 +48,7 @@ class MaskedKeys:
         visible: (batch, keys) bool, real tokens, removed ones included; a superset of `allowed`.
         gate: (batch, keys) float, 0 or 1 like `allowed` but carrying gradients; 0 on pads; or None.
         bias: (batch, keys) float added to the logits, or None.
-        segments: (batch, queries), (batch, keys) long; attention stays within equal values; or None.
+        pairs: (batch, queries, keys) bool, which query may see which key, own key included; or None, all.
         normalisation: one of `NORMALISATIONS`.
     """
 
@@ -56,14 +56,21 @@ class MaskedKeys:
     visible: Tensor
     gate: Tensor | None = None
     bias: Tensor | None = None
-    segments: tuple[Tensor, Tensor] | None = None
+    pairs: Tensor | None = None
     normalisation: str = "renormalised"
 
     def mask(self) -> Tensor:
         """(batch, 1, 1 or queries, keys) bool, True = may attend."""
-        mask = self.allowed[:, None, None, :]
-        if self.segments is not None:
-            mask = mask & (self.segments[0].unsqueeze(2) == self.segments[1].unsqueeze(1)).unsqueeze(1)
+        return self._paired(self.allowed)
+
+    def visible_mask(self) -> Tensor:
+        """The same with removed keys, of the shape of `mask`."""
+        return self._paired(self.visible)
+
+    def _paired(self, keys: Tensor) -> Tensor:
+        mask = keys[:, None, None, :]
+        if self.pairs is not None:
+            mask = mask & self.pairs.unsqueeze(1)
             mask = mask | ~mask.any(dim=-1, keepdim=True)  # a row that sees nothing: no NaN
         return mask
 
@@ -118,8 +125,9 @@ def _masked_weights(query: Tensor, key: Tensor, keys: MaskedKeys) -> Tensor:
     mask = keys.mask()
     gate = mask.to(logits.dtype) if keys.gate is None else keys.gate[:, None, None, :]
     if keys.normalisation == "unnormalised":
-        return logits.masked_fill(~keys.visible[:, None, None, :], -torch.inf).softmax(dim=-1) * gate
+        return logits.masked_fill(~keys.visible_mask(), -torch.inf).softmax(dim=-1) * gate
     if keys.normalisation == "epsilon":
+        gate = gate if keys.pairs is None else gate * keys.pairs.unsqueeze(1)
         weights = logits.exp() * gate + EPSILON
         return weights / weights.sum(dim=-1, keepdim=True)
     if keys.gate is None:
@@ -127,7 +135,7 @@ def _masked_weights(query: Tensor, key: Tensor, keys: MaskedKeys) -> Tensor:
     # Subtracting the largest *kept* logit keeps the sum away from 0 whatever the removed keys score.
     top = logits.detach().masked_fill(~mask, -torch.inf).amax(dim=-1, keepdim=True)
     weights = (logits - top).clamp(max=MAX_EXPONENT).exp() * gate
-    if keys.segments is not None:
+    if keys.pairs is not None:
         weights = weights * mask
     return weights / weights.sum(dim=-1, keepdim=True)
 
@@ -140,6 +148,8 @@ def packed_attention(
     key_lengths: list[int],
     *,
     bias: Tensor | None = None,
+    positions: Tensor | None = None,
+    window: int | None = None,
     dropout: float = 0.0,
     scores: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -149,6 +159,7 @@ def packed_attention(
         query: (total_queries, heads, head_size); key, value: (total_keys, heads, head_size).
         query_lengths, key_lengths: tokens per sequence; both orders are the packed order.
         bias: (total_keys,) float added to the logits, or None.
+        window: how far a query sees, in `positions` (total_queries,) long of the input; None, everywhere.
         scores: also return the attention received; needs as many keys as queries, or the extra ones last.
     Returns:
         context (total_queries, heads, head_size); received and diagonal (total_queries,), or None, None.
@@ -160,6 +171,11 @@ def packed_attention(
         q = query[rows].transpose(1, 2)  # (sequences, heads, queries, head_size)
         k, v = (x[columns].transpose(1, 2) for x in (key, value))
         added = None if bias is None else bias[columns][:, None, None, :].to(q.dtype)
+        if window is not None:
+            assert positions is not None
+            far = (positions[rows].unsqueeze(2) - positions[columns].unsqueeze(1)).abs() > window
+            local = torch.zeros_like(far, dtype=q.dtype).masked_fill(far, -torch.inf).unsqueeze(1)
+            added = local if added is None else added + local
         if received is None or diagonal is None:
             output = F.scaled_dot_product_attention(q, k, v, attn_mask=added, dropout_p=dropout)
         else:
@@ -194,6 +210,7 @@ def _attention_with_scores(
 
     Args:
         query, key, value: (sequences, heads, tokens, head_size).
+        bias: (sequences, 1, 1 or queries, keys), added to the logits.
     Returns:
         context like `query`; received and diagonal (sequences, queries).
     """
@@ -201,7 +218,9 @@ def _attention_with_scores(
     parts, received, diagonal = [], query.new_zeros(sequences, queries), []
     for start in range(0, queries, chunk):
         logits = (query[:, :, start : start + chunk] @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
-        weights = (logits if bias is None else logits + bias).softmax(dim=-1)
+        if bias is not None:
+            logits = logits + (bias if bias.shape[2] == 1 else bias[:, :, start : start + chunk])
+        weights = logits.softmax(dim=-1)
         votes = weights[..., :queries].sum(dim=1) / heads  # (sequences, rows, queries)
         received = received + votes.sum(dim=1)
         diagonal.append(votes.diagonal(offset=start, dim1=1, dim2=2))

@@ -93,7 +93,7 @@ class PackedState(TokenState):
             self._exit(decision.exit, decision.logits)
 
     def attend(self, backbone: Backbone, layer: nn.Module, *, scores: bool) -> None:
-        query, key, value = (backbone.heads_of(layer, which, self.hidden) for which in ("query", "key", "value"))
+        query, key, value = backbone.query_key_value(layer, self.hidden, self.at(self.inputs.position_ids))
         lengths = self._counts if self.extras.segments is None else self._segment_lengths(self.extras.segments)
         key_lengths, bias = lengths, self._padding_bias()
         if self.extras.summary is not None:
@@ -102,7 +102,16 @@ class PackedState(TokenState):
             key_lengths = lengths + 1
         queries, keys = lengths.tolist(), key_lengths.tolist()
         context, received, diagonal = packed_attention(
-            query, key, value, queries, keys, bias=bias, dropout=self._dropout(backbone, layer), scores=scores
+            query,
+            key,
+            value,
+            queries,
+            keys,
+            bias=bias,
+            positions=self.positions,
+            window=self._window(backbone, layer),
+            dropout=self._dropout(backbone, layer),
+            scores=scores,
         )
         self.hidden = backbone.finish_attention(layer, context, self.hidden)
         self.scores = None if received is None or diagonal is None else AttentionScores(received, diagonal)

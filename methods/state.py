@@ -208,6 +208,11 @@ class TokenState(ABC):
         """Entries of a (batch, seq_len, ...) table of the input that belong to the tokens; (*tokens, ...)."""
         return table[self.expand(self.sequences), self.positions]
 
+    def _window(self, backbone: Backbone, layer: nn.Module) -> int | None:
+        """How far the attention of `layer` sees, in positions of the input; None where no text is that long."""
+        window = backbone.window(layer)
+        return None if window is None or self.inputs.input_ids.shape[1] <= window + 1 else window
+
     def _dropout(self, backbone: Backbone, layer: nn.Module) -> float:
         own, replaced = backbone.attention_dropout(layer), self._options.attention_dropout
         return own if replaced is None or not self.training else replaced
