@@ -148,7 +148,7 @@ def packed_attention(
     key_lengths: list[int],
     *,
     bias: Tensor | None = None,
-    positions: Tensor | None = None,
+    places: Tensor | None = None,
     window: int | None = None,
     dropout: float = 0.0,
     scores: bool = False,
@@ -159,7 +159,7 @@ def packed_attention(
         query: (total_queries, heads, head_size); key, value: (total_keys, heads, head_size).
         query_lengths, key_lengths: tokens per sequence; both orders are the packed order.
         bias: (total_keys,) float added to the logits, or None.
-        window: how far a query sees, in `positions` (total_queries,) long of the input; None, everywhere.
+        window: how far a query sees, in `places` (total_queries,) long of the input; None, everywhere.
         scores: also return the attention received; needs as many keys as queries, or the extra ones last.
     Returns:
         context (total_queries, heads, head_size); received and diagonal (total_queries,), or None, None.
@@ -172,8 +172,8 @@ def packed_attention(
         k, v = (x[columns].transpose(1, 2) for x in (key, value))
         added = None if bias is None else bias[columns][:, None, None, :].to(q.dtype)
         if window is not None:
-            assert positions is not None
-            far = (positions[rows].unsqueeze(2) - positions[columns].unsqueeze(1)).abs() > window
+            assert places is not None
+            far = (places[rows].unsqueeze(2) - places[columns].unsqueeze(1)).abs() > window
             local = torch.zeros_like(far, dtype=q.dtype).masked_fill(far, -torch.inf).unsqueeze(1)
             added = local if added is None else added + local
         if received is None or diagonal is None:

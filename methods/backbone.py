@@ -55,6 +55,7 @@ class BackboneSpec:
     pool: Callable[[StockModule, Tensor], Tensor]  # all of `classify` but its last layer -> (batch, hidden_size)
     first_dense: str  # path in the model of the dense layer that the classification head starts with
     first_activation: Callable[[Tensor], Tensor] = torch.tanh  # behind that layer
+    first_norm: Callable[[StockModule], nn.Module | None] = lambda model: None  # behind that activation
     span: Callable[[StockModule, Tensor], Tensor] = lambda model, hidden: model.qa_outputs(hidden)
     tag: Callable[[StockModule, Tensor], Tensor] = lambda model, hidden: model.classifier(model.dropout(hidden))
     final_norm: Callable[[StockModule], nn.Module | None] = lambda encoder: None  # of encoder, behind its last layer
@@ -180,6 +181,7 @@ SPECS: dict[str, BackboneSpec] = {
         pool=lambda model, hidden: model.drop(model.head(hidden[:, 0])),
         first_dense="head.dense",
         first_activation=F.gelu,
+        first_norm=lambda model: model.head.norm,
         span=_modernbert_tokens,
         tag=_modernbert_tokens,
         final_norm=lambda encoder: encoder.final_norm,
@@ -267,7 +269,15 @@ class Backbone:
         return self.spec.rotary is not None
 
     def heads_of(self, layer: nn.Module, which: str, hidden: Tensor) -> Tensor:
-        """Project `hidden` (..., hidden_size) with `which` ("query", "key", "value") -> (..., heads, head_size)."""
+        """Project `hidden` (..., hidden_size) with `which` ("query", "key", "value") -> (..., heads, head_size).
+
+        Raises:
+            ValueError: on a rotary backbone, where there are no queries and keys without a position.
+        """
+        if self.is_rotary:
+            raise ValueError(
+                f"the attention of {self.config.model_type} needs a position for every token, summaries too"
+            )
         projected = attrgetter(getattr(self.spec, which))(layer)(hidden)
         return projected.unflatten(-1, (self.num_heads, -1))
 
@@ -307,7 +317,9 @@ class Backbone:
 
     def pooled(self, first_tokens: Tensor) -> Tensor:
         """As `pool`, but never with dropout: for comparing two models; (batch, hidden_size) -> the same shape."""
-        return self.spec.first_activation(self.first_dense()(self.finish(first_tokens)))
+        activated = self.spec.first_activation(self.first_dense()(self.finish(first_tokens)))
+        norm = self.spec.first_norm(self.model)
+        return activated if norm is None else norm(activated)
 
     def embedding_macs(self) -> int:
         """MACs per token of the embedding projection; 0 where embeddings are as wide as the layers."""

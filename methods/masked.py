@@ -171,7 +171,8 @@ class MaskedState(TokenState):
         gate = None if gate is None else gate * self.real
         pairs, bias = self._same_segment(), None
         if window is not None:
-            near = (self.positions.unsqueeze(2) - self.positions.unsqueeze(1)).abs() <= window
+            places = self.places()
+            near = (places.unsqueeze(2) - places.unsqueeze(1)).abs() <= window
             pairs = near if pairs is None else pairs & near
         if self.extras.summary is not None:
             allowed, visible = (F.pad(mask, (0, 1), value=True) for mask in (allowed, visible))

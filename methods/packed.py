@@ -101,6 +101,7 @@ class PackedState(TokenState):
             self.trace.overhead_macs[self.sequences] += 2 * backbone.hidden_size**2
             key_lengths = lengths + 1
         queries, keys = lengths.tolist(), key_lengths.tolist()
+        window = self._window(backbone, layer)
         context, received, diagonal = packed_attention(
             query,
             key,
@@ -108,8 +109,8 @@ class PackedState(TokenState):
             queries,
             keys,
             bias=bias,
-            positions=self.positions,
-            window=self._window(backbone, layer),
+            places=None if window is None else self.places(),
+            window=window,
             dropout=self._dropout(backbone, layer),
             scores=scores,
         )
