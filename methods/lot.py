@@ -178,6 +178,13 @@ class Lot(TokenReducer):
         knob=Knob(option="top_p", least=0.98, most=0.02),
     )
 
+    def check_options(self, options: LotOptions) -> None:
+        if options.summary and self.backbone.is_rotary:
+            raise ValueError(
+                f"the summary token has no position, which the attention of {self.backbone.config.model_type} needs; "
+                "set summary=False"
+            )
+
     def build(self) -> None:
         self.routers = nn.ModuleList(Router(self.backbone.hidden_size) for _ in range(self.backbone.num_layers))
 
