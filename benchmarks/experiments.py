@@ -160,9 +160,6 @@ def work(experiment: Experiment, train_rows: int, eval_rows: int) -> float:
     """Forward passes of rows that a run takes, the shared fine-tuning not among them."""
     if experiment.turned is not None:
         return eval_rows
-    own = [stage for stage in experiment.stages if experiment.method == "dense" or stage.name != FINE_TUNE]
-    trained_rows = sum(updates_of(stage, train_rows) * stage.batch_size * units_per_row(stage) for stage in own)
-    return trained_rows + eval_rows
     held_out = held_out_rows(train_rows) if experiment.held_out else 0
     total = float(eval_rows + (held_out if experiment.task.kind == "span_qa" else 0))
     for stage in experiment.stages:

@@ -120,15 +120,6 @@ def _train_and_score(experiment: Experiment, store: RunStore, report: Report, pa
         partial.finish_stage(number, reducer, history)
     scores = _score(experiment, reducer, held_out, report)
     _note(experiment, scores, reducer)
-    threshold = None
-    if task.kind == "span_qa":
-        held = evaluate(reducer, held_out, task, pad_id, compute=setting.compute, on_batch=report)
-        threshold = tuned_threshold(held.answers or [])
-    splits = {
-        split: _evaluate_split(experiment, split, reducer, pad_id, report, threshold) for split in task.eval_splits
-    }
-    metrics = _metrics(experiment, splits, history, reducer)
-    _note(experiment, metrics, reducer)
     _save(reducer, checkpoint_folder(experiment))
     return scores | {
         "training": history,
@@ -169,7 +160,8 @@ def _score(experiment: Experiment, reducer: TokenReducer, held_out: list[Feature
     task, pad_id, compute = experiment.task, padding_id(experiment.model), experiment.setting.compute
     threshold = None
     if task.kind == "span_qa":
-        threshold = tuned_threshold(evaluate(reducer, held_out, task, pad_id, compute=compute).answers or [])
+        held = evaluate(reducer, held_out, task, pad_id, compute=compute, on_batch=report)
+        threshold = tuned_threshold(held.answers or [])
     splits = {
         split: _evaluate_split(experiment, split, reducer, pad_id, report, threshold) for split in task.eval_splits
     }
