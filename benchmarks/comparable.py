@@ -134,7 +134,7 @@ def own_settings(records: Iterable[Record]) -> list[Record]:
     for record in records:
         if record["kind"] == KIND and not _is_start(record["config"]):
             trained.setdefault(record["config"]["method"], []).append(record)
-    return [record for method, runs in trained.items() for record in runs if _setting(record) == _own(method, runs)]
+    return [record for runs in trained.values() for record in runs if _setting(record) == _own(runs)]
 
 
 def _is_start(config: Mapping[str, Any]) -> bool:
@@ -148,14 +148,16 @@ def _setting(record: Record) -> str:
     return canonical_json(config["stages"] if config["method"] == "dense" else config["options"])
 
 
-def _own(method: str, runs: Sequence[Record]) -> str:
-    config = runs[0]["config"]
-    cls, task = methods.lookup(method), described(config)
-    if method != "dense":
-        options = cls.options_class(**cls.task_options(task, config["recipe"]))
-        if any(_setting(record) == canonical_json(options) for record in runs):
-            return canonical_json(options)
-    return _setting(min(runs, key=lambda record: record["started_at"]))
+def _own(runs: Sequence[Record]) -> str:
+    by_recipe = [record for record in runs if has_recipe_options(record["config"])]
+    return _setting(min(by_recipe or runs, key=lambda record: record["started_at"]))
+
+
+def has_recipe_options(config: Mapping[str, Any]) -> bool:
+    """Whether a run has the options that its recipe sets today."""
+    cls = methods.lookup(config["method"])
+    options = cls.options_class(**cls.task_options(described(config), config["recipe"]))
+    return canonical_json(options) == canonical_json(config["options"])
 
 
 def operating_points(records: Sequence[Record]) -> list[Record]:

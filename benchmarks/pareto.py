@@ -322,9 +322,8 @@ def _write(
         volumes.to_csv(paths[-1], index=False, float_format="%.6g")
     if reported:
         parts.append(
-            "The figure's hollow points are those that the Transkimmer paper prints for BERT-base under this "
-            "convention of cost (results/reported/transkimmer.csv); the model and the data here are others unless the "
-            "heading of the records says BERT-base."
+            "The figure's hollow circles are what the Transkimmer paper prints for BERT-base under this convention of "
+            "cost (results/reported/transkimmer.csv); mind the model and the rows of the runs here."
         )
     paths[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return paths

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import methods
-from benchmarks.comparable import Comparison, first_split, operating_points, own_settings
+from benchmarks.comparable import Comparison, first_split, has_recipe_options, operating_points, own_settings
 from benchmarks.experiments import TURNED_KIND
 from benchmarks.outcomes import PREDICTIONS, interval, outcomes_of
 from benchmarks.pareto_runs import setting_text
@@ -57,10 +57,14 @@ class Point:
 
 def points_of(comparison: Comparison) -> list[Point]:
     """All operating points, by method and speed-up."""
-    own = {record["config_hash"] for record in own_settings(comparison.records)}
+    records = operating_points(comparison.records)
+    own = {record["config_hash"] for record in own_settings(records)}
+    others = {record["config"]["method"] for record in records if record["config_hash"] not in own}
     groups: dict[tuple[str, str], list[Record]] = {}
-    for record in operating_points(comparison.records):
-        setting = OWN_SETTING if record["config_hash"] in own else setting_of(record)
+    for record in records:
+        config = record["config"]
+        is_own = record["config_hash"] in own and (config["method"] not in others or has_recipe_options(config))
+        setting = OWN_SETTING if is_own else setting_of(record)
         groups.setdefault((record["config"]["method"], setting), []).append(record)
     points = [_point(method, setting, records) for (method, setting), records in groups.items()]
     places = {
@@ -70,12 +74,13 @@ def points_of(comparison: Comparison) -> list[Point]:
 
 
 def setting_of(record: Record) -> str:
-    """The setting of a run that is not its method's own, for people."""
+    """The setting of a run, for people."""
     config = record["config"]
     if record["kind"] == TURNED_KIND:
         return setting_text(config["extra"]["swept"], config["extra"]["setting"])
     swept = methods.lookup(config["method"]).sweep
-    assert swept is not None
+    if swept is None or not swept.retrains:
+        return OWN_SETTING
     return setting_text(swept.option, config["options"][swept.option])
 
 

@@ -185,6 +185,13 @@ def test_a_run_with_another_option_than_the_swept_one_is_no_point(comparison):
     assert all(row["score"] > 50 for row in pareto_rows(comparison, ["none"]))
 
 
+def test_random_runs_that_follow_others_are_points_by_their_schedules(tmp_path):
+    for share in (0.9, 0.5):
+        write_record(tmp_path, "random", speedup=1 / share, options={"keep_schedule": (share, share, share)})
+    rows = pareto_rows(read_comparisons(tmp_path)[0], ["none"])
+    assert [row["setting"] for row in rows] == ["keep_schedule 0.9-0.9-0.9", "keep_schedule 0.5-0.5-0.5"]
+
+
 def test_padded_settings_have_what_unpadding_alone_gives(comparison):
     rows = pareto_rows(comparison, ["none", "sequence"])
     dense = {(row["padding"], row["title"]): row["speedup"] for row in rows if row["method"] == "dense"}
