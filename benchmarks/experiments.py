@@ -158,11 +158,9 @@ def stage_work(experiment: Experiment, stage: Stage) -> Work:
 
 def work(experiment: Experiment, train_rows: int, eval_rows: int) -> float:
     """Forward passes of rows that a run takes, the shared fine-tuning not among them."""
-    if experiment.turned is not None:
-        return eval_rows
     held_out = held_out_rows(train_rows) if experiment.held_out else 0
     total = float(eval_rows + (held_out if experiment.task.kind == "span_qa" else 0))
-    for stage in experiment.stages:
+    for stage in experiment.stages if experiment.turned is None else ():
         if stage.name == FINE_TUNE and experiment.method != "dense":
             continue
         one = stage_work(experiment, stage)
