@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import methods
-from benchmarks.comparable import Comparison, first_split, is_own, operating_points
+from benchmarks.comparable import Comparison, first_split, has_recipe_options, operating_points, own_settings
 from benchmarks.experiments import TURNED_KIND
 from benchmarks.outcomes import PREDICTIONS, interval, outcomes_of
 from benchmarks.pareto_runs import setting_text
@@ -46,18 +46,26 @@ class Point:
         """Mean over seeds, percent."""
         return 100 * float(np.mean([record["metrics"]["score"] for record in self.records]))
 
+    def interval(self) -> tuple[float | None, float | None]:
+        """Of the score, percent."""
+        return (None, None) if self.resampled is None else interval(self.resampled)
+
     def speedups(self, padding: str, key: str = "speedup") -> list[float]:
         """Of each seed."""
         return [first_split(record)["cost"]["padding"][padding][key] for record in self.records]
 
 
 def points_of(comparison: Comparison) -> list[Point]:
-    """All operating points, by method."""
+    """All operating points, by method and speed-up."""
+    records = operating_points(comparison.records)
+    own = {record["config_hash"] for record in own_settings(records)}
+    others = {record["config"]["method"] for record in records if record["config_hash"] not in own}
     groups: dict[tuple[str, str], list[Record]] = {}
-    for record in operating_points(comparison.records):
-        if record["kind"] == TURNED_KIND and not _own_model(record, comparison):
-            continue
-        groups.setdefault((record["config"]["method"], setting_of(record)), []).append(record)
+    for record in records:
+        config = record["config"]
+        is_own = record["config_hash"] in own and (config["method"] not in others or has_recipe_options(config))
+        setting = OWN_SETTING if is_own else setting_of(record)
+        groups.setdefault((record["config"]["method"], setting), []).append(record)
     points = [_point(method, setting, records) for (method, setting), records in groups.items()]
     places = {
         name: place for place, name in enumerate(lines_of({"title": p.title, "method": p.method} for p in points))
@@ -65,18 +73,13 @@ def points_of(comparison: Comparison) -> list[Point]:
     return sorted(points, key=lambda point: (places[point.title], np.mean(point.speedups("none")), point.setting))
 
 
-def _own_model(record: Record, comparison: Comparison) -> bool:
-    """Whether the model that was scored again is one of the comparison's."""
-    return any(other["config_hash"] == record["config"]["extra"]["trained"] for other in comparison.records)
-
-
 def setting_of(record: Record) -> str:
-    """A run's setting, for people."""
+    """The setting of a run, for people."""
     config = record["config"]
-    swept = methods.lookup(config["method"]).sweep
     if record["kind"] == TURNED_KIND:
         return setting_text(config["extra"]["swept"], config["extra"]["setting"])
-    if swept is None or is_own(config):
+    swept = methods.lookup(config["method"]).sweep
+    if swept is None or not swept.retrains:
         return OWN_SETTING
     return setting_text(swept.option, config["options"][swept.option])
 
@@ -111,16 +114,16 @@ def pareto_rows(comparison: Comparison, paddings: Sequence[str]) -> list[dict[st
                 row |= {"speedup": 1.0, "speedup_low": None, "speedup_high": None}
         if padding != "none":
             mine += [_row(comparison, p, padding, UNPADDED, "speedup_of_unpadding_alone") for p in dense]
-        _flag(mine, "on_front")
+        flag_front(mine, "on_front")
         for title in dict.fromkeys(row["title"] for row in mine):
-            _flag([row for row in mine if row["title"] == title], "on_own_front")
+            flag_front([row for row in mine if row["title"] == title], "on_own_front")
         rows += mine
     return rows
 
 
 def _row(comparison: Comparison, point: Point, padding: str, title: str, key: str) -> dict[str, Any]:
     speeds = point.speedups(padding, key)
-    low, high = (None, None) if point.resampled is None else interval(point.resampled)
+    low, high = point.interval()
     return {
         "task": comparison.task,
         "metric": comparison.metric,
@@ -141,7 +144,7 @@ def _row(comparison: Comparison, point: Point, padding: str, title: str, key: st
     }
 
 
-def _flag(rows: Sequence[dict[str, Any]], name: str) -> None:
+def flag_front(rows: Sequence[dict[str, Any]], name: str) -> None:
     """Mark the rows that no other one beats in score and speed-up."""
     values = np.array([(row["speedup"], row["score"]) for row in rows])
     for row, best in zip(rows, moocore.is_nondominated(values, maximise=True, keep_weakly=True), strict=True):

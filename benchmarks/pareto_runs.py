@@ -73,7 +73,7 @@ def _retrained(own: Experiment, points: int) -> Iterator[Experiment]:
     if swept is None or not swept.retrains or points < 2:
         return
     options = vars(cls.options_class(**own.options))
-    for value in spread(swept.values, points - 1):
+    for value in reversed(spread(swept.values, points - 1)):  # where a budget ends it, the strong end is there
         changed = cls.sweep_options(value, options, layers_of(own.model))
         if any(options[name] != other for name, other in changed.items()):
             shown = changed[swept.option] if swept.relative else value
@@ -159,9 +159,8 @@ def sweep(session: Session, experiments: Sequence[Experiment], store: RunStore, 
     found, started = Swept(), time.monotonic()
     rounds = _rounds(experiments) if budget_s < math.inf else [list(experiments)]
     units = computed_s = 0.0
-    with RunProgress(
-        sum(job.units for some in rounds for job in jobs_of(some, store, points)), quiet=session.quiet
-    ) as p:
+    total = sum(job.units for some in rounds for job in jobs_of(some, store, points))
+    with RunProgress(total, quiet=session.quiet) as progress:
         for some in rounds:
             jobs, began = jobs_of(some, store, points), time.monotonic()
             missing = [job for job in jobs if job.settled(store) is None]
@@ -171,7 +170,7 @@ def sweep(session: Session, experiments: Sequence[Experiment], store: RunStore, 
                 found.left_out += len(missing)
                 jobs = [job for job in jobs if job not in missing]
                 wanted = 0.0
-            _run(session, jobs, store, points, p, found)
+            _run(session, jobs, store, points, progress, found)
             if wanted:
                 units, computed_s = units + wanted, computed_s + time.monotonic() - began
     return found

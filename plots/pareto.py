@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from plots.style import SHADE, Look, drawing, legend, legend_height, lines_of, look, panels, ratio_axis
 
 LEGEND_COLUMNS = 3
+HEIGHT = 0.74  # of a panel, over its width
 FRONT_TITLE = "Front of all"
 FRONT: dict[str, Any] = {"color": SHADE, "linewidth": 3.0, "solid_capstyle": "round", "solid_joinstyle": "round"}
 PADDING_TITLES = {
@@ -30,6 +31,7 @@ def pareto_figure(
     reported: Sequence[Mapping[str, Any]] = (),
     reported_title: str = "reported",
     columns: int = 1,
+    lowest: float | None = None,
 ) -> Figure:
     """Draw operating points, a line through those of each method, and the front of all.
 
@@ -41,6 +43,7 @@ def pareto_figure(
         score, speed: labels of the axes.
         reported: printed points in the same form, drawn hollow and not joined.
         columns: panels beside each other; 1 is a column of a paper wide, more a page.
+        lowest: score at which the axis ends, if points lie lower; each panel says how many it does not show.
     Raises:
         ValueError: no rows.
     """
@@ -54,7 +57,7 @@ def pareto_figure(
         named[reported_title] = Look("#555555", "o").key(hollow=True)
     across = LEGEND_COLUMNS * min(columns, 2)
     with drawing():
-        figure, axes = panels(len(shown), columns=columns, extra=legend_height(len(named), across))
+        figure, axes = panels(len(shown), columns=columns, extra=legend_height(len(named), across), height=HEIGHT)
         for panel, name in zip(axes, shown, strict=True):
             mine, printed = ([row for row in some if row["panel"] == name] for some in (rows, reported))
             _front(panel, mine)
@@ -68,6 +71,7 @@ def pareto_figure(
             panel.set_title(PADDING_TITLES.get(name, name), loc="left")
             panel.set_xlabel(speed)
             panel.set_ylabel(score)
+            _cut(panel, mine, lowest)
             panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         legend(figure, named, columns=across)
     return figure
@@ -99,6 +103,15 @@ def _bars(points: Sequence[Mapping[str, Any]], name: str) -> list[list[float]] |
         for middle, (low, high) in zip(middles, ends, strict=True)
     ]
     return [list(side) for side in zip(*pairs, strict=True)]
+
+
+def _cut(panel: Axes, rows: Sequence[Mapping[str, Any]], lowest: float | None) -> None:
+    """End the axis at `lowest`, and say how many points lie below."""
+    below = 0 if lowest is None else sum(row["score"] < lowest for row in rows)
+    if below:
+        panel.set_ylim(bottom=lowest)
+        text = f"{below} point{'s' if below > 1 else ''} below {lowest:.0f}"
+        panel.text(0.02, 0.02, text, transform=panel.transAxes, fontsize="small", style="italic")
 
 
 def _front(panel: Axes, rows: Sequence[Mapping[str, Any]]) -> None:

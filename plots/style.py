@@ -150,15 +150,15 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def panels(count: int, *, columns: int = 1, extra: float = 0.0) -> tuple[Figure, list[Axes]]:
+def panels(count: int, *, columns: int = 1, extra: float = 0.0, height: float = GOLDEN) -> tuple[Figure, list[Axes]]:
     """A figure with `count` panels, a column wide or, with several columns, a page; unused places stay empty.
 
     Args:
-        extra: inches of height for a legend above them.
+        extra: inches of height for a legend above them. height: of a panel, over its width.
     """
     rows = -(-count // columns)
     width = COLUMN if columns == 1 else PAGE
-    figure = Figure(figsize=(width, rows * width / columns * GOLDEN + extra), layout="constrained")
+    figure = Figure(figsize=(width, rows * width / columns * height + extra), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for unused in axes[count:]:
         unused.remove()

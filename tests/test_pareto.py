@@ -15,6 +15,7 @@ from benchmarks.cli import run_command
 from benchmarks.comparable import Comparison, read_comparisons
 from benchmarks.pareto_rows import UNPADDED, hypervolumes, pareto_rows, reported_rows
 from benchmarks.pareto_runs import setting_text, spread
+from benchmarks.runs import RunConfig, RunStore, make_record
 from benchmarks.tasks import TASKS
 from tests.small_world import write_model, write_sentences
 from tests.written_records import write_record
@@ -184,6 +185,13 @@ def test_a_run_with_another_option_than_the_swept_one_is_no_point(comparison):
     assert all(row["score"] > 50 for row in pareto_rows(comparison, ["none"]))
 
 
+def test_random_runs_that_follow_others_are_points_by_their_schedules(tmp_path):
+    for share in (0.9, 0.5):
+        write_record(tmp_path, "random", speedup=1 / share, options={"keep_schedule": (share, share, share)})
+    rows = pareto_rows(read_comparisons(tmp_path)[0], ["none"])
+    assert [row["setting"] for row in rows] == ["keep_schedule 0.9-0.9-0.9", "keep_schedule 0.5-0.5-0.5"]
+
+
 def test_padded_settings_have_what_unpadding_alone_gives(comparison):
     rows = pareto_rows(comparison, ["none", "sequence"])
     dense = {(row["padding"], row["title"]): row["speedup"] for row in rows if row["method"] == "dense"}
@@ -211,6 +219,31 @@ def test_printed_points_are_those_of_the_paper_s_own_convention(tmp_path):
     rows = reported_rows(read_comparisons(tmp_path)[0], ["none", "sequence"])
     assert {"method": "transkimmer", "speedup": 3.13, "score": 88.5, "padding": "none"} in rows
     assert {row["method"] for row in rows} == {"transkimmer"}  # the others' speed-ups are of time
+
+
+def timed(results: Path, trained: str, *, machine: str = "A", started_at: str = "2026-01-02") -> None:
+    """A record of `benchmarks.latency` in which the run `trained` is 1.5 times as fast as dense without padding."""
+    against = {"none": {"flops": 2.0, "wall": [1.5, 1.4, 1.6]}}
+    subjects = [{"key": "dense-unpadded", "against": against}, {"key": f"lat@sst2-lat-{trained}", "against": against}]
+    extra = {"machine": machine, "batch_size": 32, "paddings": ["none"], "threads": 1}
+    config = RunConfig(
+        kind="latency", task="sst2", method="interleaved", backbone="b", data={}, seed=None, max_length=64, extra=extra
+    )
+    record = make_record(config, started_at=started_at, wall_s=1.0, metrics={"subjects": subjects})
+    RunStore(results).write(config, record)
+
+
+def test_measured_times_stand_beside_where_there_are_any(tmp_path, capsys):
+    write_record(tmp_path, "dense", score=0.9, speedup=1.0, task="sst2")
+    record = write_record(tmp_path, "lat", score=0.88, speedup=2.0, task="sst2")
+    timed(tmp_path, record["config_hash"])
+    timed(tmp_path, record["config_hash"], machine="B", started_at="2026-01-01")
+    assert run_command(pareto.main, ["--from-records", "--results", str(tmp_path), "--quiet"]) == 0
+    dense, row = pd.read_csv(tmp_path / "tables" / "pareto-sst2-time.csv").to_dict("records")
+    assert (dense["method"], dense["speedup"], dense["score"]) == ("dense", 1.0, 90.0)
+    assert (row["speedup"], row["speedup_low"], row["speedup_high"], row["score"]) == (1.5, 1.4, 1.6, 88.0)
+    assert row["machine"] == "A" and row["batch_size"] == 32 and row["flops_speedup"] == 2.0
+    assert "Batch of 32, dense unpadded" in (tmp_path / "figures" / "pareto-sst2-time.svg").read_text()
 
 
 @pytest.mark.parametrize(

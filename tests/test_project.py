@@ -72,6 +72,7 @@ def test_an_unknown_target_is_one_sentence_and_status_2(project) -> None:
         ("latency", "benchmarks.latency"),
         ("audit", "benchmarks.audit"),
         ("pareto", "benchmarks.pareto"),
+        ("figures", "benchmarks.figures"),
         ("report", "benchmarks.report"),
         ("test", "pytest"),
     ],
@@ -80,12 +81,6 @@ def test_no_install_runs_the_given_python_and_makes_nothing(project, target, mod
     done = reproduce(project, target, "--flag", "two words", NO_INSTALL="1")
     assert (done.returncode, done.stdout) == (0, f"ran -m {module} --flag two words\n")
     assert not (project / ".venv").exists()
-
-
-def test_figures_are_two_commands_with_the_same_arguments(project) -> None:
-    done = reproduce(project, "figures", "--results", "two words", NO_INSTALL="1")
-    lines = [f"ran -m benchmarks.{name} --results two words" for name in ("strategy", "pareto --from-records")]
-    assert (done.returncode, done.stdout.splitlines()) == (0, lines)
 
 
 def test_no_install_finds_the_packages(project) -> None:
