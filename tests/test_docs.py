@@ -119,6 +119,9 @@ def run(words):
         if words[1] in ELSEWHERE:
             return
         words = ["python", "-m", f"benchmarks.{words[1]}", *words[2:]]
+    if words[0] == "python" and words[1].startswith("examples/"):
+        assert (PROJECT_ROOT / words[1]).is_file()  # run by tests/test_examples.py
+        return
     if words[:2] in (["pip", "install"], ["mkdocs", "build"], ["mkdocs", "serve"]):
         return installs(words)
     assert words[:2] == ["python", "-m"], f"say in tests/test_docs.py how to run: {shlex.join(words)}"
