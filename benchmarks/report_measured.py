@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from benchmarks import as_released
 from benchmarks.report_blocks import Block, CommandBlock, HeadingBlock, ListBlock, Section, TableBlock, verbatim
-from benchmarks.report_data import Results, Table
+from benchmarks.report_data import Results, Table, command_of
 from benchmarks.runs import Record
 from benchmarks.tasks import TASKS
 
@@ -85,11 +85,6 @@ def tables_of(all_results: Sequence[Results], name: str) -> Iterator[tuple[Resul
         for table in results.tables.values():
             if command_of(table) == name:
                 yield results, table
-
-
-def command_of(table: Table) -> str:
-    """The command that wrote a table, from the file's name: what stands before the profile."""
-    return table.name.partition("-")[0]
 
 
 def _profile(table: Table) -> str:

@@ -24,7 +24,7 @@ from benchmarks.runs import Record
 from benchmarks.tasks import TASKS
 
 ENVIRONMENT_LEAD = (
-    "Where the numbers come from: scores and FLOPs do not depend on the machine, seconds do. Load is the number of "
+    "Where the numbers come from. FLOPs do not depend on the machine, scores hardly, seconds do. Load is the number of "
     "processes that wanted a core while a run was recorded."
 )
 RECORDS_LEAD = (

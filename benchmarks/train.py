@@ -16,7 +16,7 @@ from benchmarks.checkpoints import EPOCH, SEARCH, Partial, Snapshot, into_reduce
 from benchmarks.data import Feature, batches, collate
 from benchmarks.plain import content_hash
 from methods import Stage, TokenReducer, Trial
-from methods.recipes import ParameterGroup, assign_parameters, rate_factor
+from methods.recipes import ParameterGroup, assign_parameters, peak_rate, rate_factor
 
 Batch = dict[str, torch.Tensor]
 
@@ -139,13 +139,14 @@ class _Training:
         self._reducer, self._stage, self._updates, self._compute = reducer, stage, updates, compute
         self._best, self._partial = best, partial
         self._groups = assign_parameters(reducer, stage.groups)
+        self._peaks = [peak_rate(stage, updates, group) for group in stage.groups]
         self._optimizer = _optimizer(self._groups, stage)
         reducer.train()
 
     def epoch(self, order: Iterable[Batch], position: Position, on_update: Callable[[int], None]) -> None:
         """Train on batches until they or the stage's updates end."""
         for batch in order:
-            _set_rates(self._optimizer, self._stage, position.done, self._updates)
+            self._set_rates(position.done)
             self._reducer.progress = position.done / self._updates
             placed = self._compute.place(batch)
             terms = _update(self._reducer, self._optimizer, self._groups, self._stage, placed, self._compute)
@@ -156,6 +157,10 @@ class _Training:
             if position.done == self._updates:
                 break
         position.epoch += 1
+
+    def _set_rates(self, update: int) -> None:
+        for group, peak, settings in zip(self._stage.groups, self._peaks, self._optimizer.param_groups, strict=True):
+            settings["lr"] = peak * rate_factor(self._stage, update, self._updates, group)
 
     def keep(self, position: Position) -> None:
         """Write a checkpoint, if enough was done since the last one."""
@@ -229,11 +234,6 @@ def _optimizer(groups: list[tuple[ParameterGroup, list[nn.Parameter]]], stage: S
         eps=stage.adam_epsilon,
         fused=True,  # one pass over the weights; several times faster than the default, on a CPU too
     )
-
-
-def _set_rates(optimizer: torch.optim.Optimizer, stage: Stage, update: int, updates: int) -> None:
-    for group, settings in zip(stage.groups, optimizer.param_groups, strict=True):
-        settings["lr"] = group.learning_rate * rate_factor(stage, update, updates, group)
 
 
 class _Best:

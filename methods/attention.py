@@ -12,12 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from methods.packing import cumulative, sequence_index
+
 # How the weights of kept keys add up, m being the keep mask over keys and s the scaled logits:
 # - renormalised: m exp(s) / sum m exp(s). Equals real removal; the only one that does.
 # - unnormalised: m softmax(s). Transkimmer's equation 4 and its main branch: the mass of removed keys is lost.
 # - epsilon: (m exp(s) + 1e-6) / sum (m exp(s) + 1e-6), nothing subtracted from s. Transkimmer's evaluation branch.
 NORMALISATIONS = ("renormalised", "unnormalised", "epsilon")
 EPSILON = 1e-6
+SHORT = 16  # tokens up to which sequences of equal lengths are gathered, measured on a CPU
+CHUNK_ROWS = 128  # query rows whose weights are held at a time where scores are wanted
+CUDA_CHUNK_ROWS = 8192
+VARLEN_DTYPES = (torch.float16, torch.bfloat16)
 MAX_EXPONENT = 20.0  # a removed key may outscore every kept one; its weight only matters for the gradient of its gate
 
 
@@ -143,7 +149,9 @@ def packed_attention(
     dropout: float = 0.0,
     scores: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Attention of each sequence to itself; sequences of equal lengths run together, none sees padding.
+    """Attention of each sequence to itself; none sees padding.
+
+    Sequences of equal lengths run together where they are neighbours, or short.
 
     Args:
         query: (total_queries, heads, head_size); key, value: (total_keys, heads, head_size).
@@ -153,57 +161,183 @@ def packed_attention(
     Returns:
         context (total_queries, heads, head_size); received and diagonal (total_queries,), or None, None.
     """
+    if query.is_cuda and bias is None and not dropout and not scores and query.dtype in VARLEN_DTYPES:
+        return _varlen_attention(query, key, value, query_lengths, key_lengths), None, None
+    if query.is_cuda:  # one launch instead of one for each sequence
+        return padded_attention(query, key, value, query_lengths, key_lengths, bias, dropout, scores)
     context = torch.empty_like(query)
-    received = query.new_zeros(query.shape[0]) if scores else None
-    diagonal = query.new_zeros(query.shape[0]) if scores else None
-    for rows, columns in _groups(query_lengths, key_lengths, query.device):
-        q = query[rows].transpose(1, 2)  # (sequences, heads, queries, head_size)
-        k, v = (x[columns].transpose(1, 2) for x in (key, value))
-        added = None if bias is None else bias[columns][:, None, None, :].to(q.dtype)
+    exact = torch.promote_types(query.dtype, torch.float32)
+    received = query.new_zeros(query.shape[0], dtype=exact) if scores else None
+    diagonal = query.new_zeros(query.shape[0], dtype=exact) if scores else None
+    for rows, columns in _blocks(query_lengths, key_lengths):
+        q = rows.of(query).transpose(1, 2)  # (sequences, heads, queries, head_size)
+        k, v = (columns.of(x).transpose(1, 2) for x in (key, value))
+        added = None if bias is None else columns.of(bias)[:, None, None, :].to(q.dtype)
         if received is None or diagonal is None:
             output = F.scaled_dot_product_attention(q, k, v, attn_mask=added, dropout_p=dropout)
         else:
-            output, received[rows], diagonal[rows] = _attention_with_scores(q, k, v, added, dropout)
-        context[rows] = output.transpose(1, 2)
+            output, block_received, block_diagonal = attention_with_scores(q, k, v, added, dropout)
+            rows.put(block_received, received)
+            rows.put(block_diagonal, diagonal)
+        if len(output) * rows.length == len(query):
+            context = output.transpose(1, 2).flatten(0, 1)  # all of them: no need to copy
+        else:
+            rows.put(output.transpose(1, 2), context)
     return context, received, diagonal
 
 
-def _groups(query_lengths: list[int], key_lengths: list[int], device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """Rows and columns of sequences with equal lengths: (sequences, queries) and (sequences, keys) long."""
-    members: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
+def _varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, query_lengths: list[int], key_lengths: list[int]
+) -> Tensor:
+    """As `packed_attention` without scores, by torch's kernel for variable lengths (CUDA, half precision)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    lengths = torch.tensor((query_lengths, key_lengths), dtype=torch.int32).pin_memory()
+    bounds = F.pad(lengths.to(query.device, non_blocking=True).cumsum(1, dtype=torch.int32), (1, 0))
+    context = varlen_attn(query, key, value, bounds[0], bounds[1], max(query_lengths), max(key_lengths))
+    assert isinstance(context, Tensor)  # a pair only where more is asked for
+    return context
+
+
+def padded_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_lengths: list[int],
+    key_lengths: list[int],
+    bias: Tensor | None,
+    dropout: float,
+    scores: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """As `packed_attention`, all sequences together, padded to the longest."""
+    (queries, rows), (keys, columns) = (_padding(n, query.device) for n in (query_lengths, key_lengths))
+
+    def padded(packed: Tensor, mask: Tensor, places: Tensor) -> Tensor:
+        laid = packed.new_zeros(mask.numel(), *packed.shape[1:]).index_copy(0, places, packed)
+        return laid.unflatten(0, tuple(mask.shape))
+
+    q = padded(query, queries, rows).transpose(1, 2)
+    k, v = (padded(x, keys, columns).transpose(1, 2) for x in (key, value))
+    added = torch.zeros_like(keys, dtype=q.dtype).masked_fill(~keys, -torch.inf)
+    if bias is not None:
+        added = added + padded(bias.to(q.dtype), keys, columns)
+    added = added[:, None, None, :]
+    if not scores:
+        output = F.scaled_dot_product_attention(q, k, v, attn_mask=added, dropout_p=dropout)
+        return output.transpose(1, 2).flatten(0, 1).index_select(0, rows), None, None
+    output, *votes = attention_with_scores(q, k, v, added, dropout, voters=queries)
+    received, diagonal = (x.flatten().index_select(0, rows) for x in votes)
+    return output.transpose(1, 2).flatten(0, 1).index_select(0, rows), received, diagonal
+
+
+def _padding(lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mask (sequences, longest) of real tokens, and where each packed row lies in it, flat (total_tokens,)."""
+    longest = max(lengths)
+    starts = torch.tensor(lengths, device=device)
+    mask = torch.arange(longest, device=device) < starts.unsqueeze(1)
+    index = sequence_index(starts, sum(lengths))
+    places = torch.arange(sum(lengths), device=device) - cumulative(starts)[index] + index * longest
+    return mask, places
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Packed rows of sequences of `length` tokens that start at `starts`: neighbours as a view, others gathered."""
+
+    starts: list[int]
+    length: int
+
+    def of(self, packed: Tensor) -> Tensor:
+        """(total_tokens, ...) -> (sequences, length, ...)."""
+        shape = (len(self.starts), self.length)
+        if self._are_neighbours:
+            return packed.narrow(0, self.starts[0], len(self.starts) * self.length).unflatten(0, shape)
+        return packed.index_select(0, self._index(packed)).unflatten(0, shape)
+
+    def put(self, values: Tensor, packed: Tensor) -> None:
+        """Write (sequences, length, ...) to their rows of `packed`."""
+        if self._are_neighbours:
+            self.of(packed).copy_(values)
+        else:
+            packed.index_copy_(0, self._index(packed), values.flatten(0, 1))
+
+    @property
+    def _are_neighbours(self) -> bool:
+        return self.starts[-1] - self.starts[0] == (len(self.starts) - 1) * self.length
+
+    def _index(self, packed: Tensor) -> Tensor:
+        starts = torch.tensor(self.starts, device=packed.device)
+        return (starts.unsqueeze(1) + torch.arange(self.length, device=packed.device)).flatten()
+
+
+def _blocks(query_lengths: list[int], key_lengths: list[int]) -> list[tuple[_Rows, _Rows]]:
+    """Rows and columns of the sequences that run together.
+
+    Gathering short sequences from all over the batch costs less than a call for each of them, longer ones more.
+    """
+    blocks: list[tuple[_Rows, _Rows]] = []
+    short: dict[tuple[int, int], tuple[_Rows, _Rows]] = {}
     row = column = 0
-    for queries, keys in zip(query_lengths, key_lengths, strict=True):
-        starts = members.setdefault((queries, keys), ([], []))
-        starts[0].append(row)
-        starts[1].append(column)
-        row, column = row + queries, column + keys
-    spans = []
-    for (queries, keys), (rows, columns) in members.items():
-        pairs = ((rows, queries), (columns, keys))
-        first, second = (
-            torch.tensor(starts, device=device).unsqueeze(1) + torch.arange(n, device=device) for starts, n in pairs
-        )
-        spans.append((first, second))
-    return spans
+    previous: tuple[int, int] | None = None
+    for lengths in zip(query_lengths, key_lengths, strict=True):
+        queries, keys = lengths
+        block = short.get(lengths) if queries <= SHORT else blocks[-1] if lengths == previous else None
+        if block is None:
+            block = (_Rows([], queries), _Rows([], keys))
+            blocks.append(block)
+            if queries <= SHORT:
+                short[lengths] = block
+        block[0].starts.append(row)
+        block[1].starts.append(column)
+        row, column, previous = row + queries, column + keys, lengths if queries > SHORT else None
+    return blocks
 
 
-def _attention_with_scores(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, chunk: int = 64
+def attention_with_scores(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, voters: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention in chunks of query rows, so that no (queries x keys) matrix of all rows is ever held.
+    """Attention in chunks of query rows, so that memory grows with the length, not with its square.
 
     Args:
-        query, key, value: (sequences, heads, tokens, head_size).
+        query, key, value: (sequences, heads, tokens, head_size). bias: (sequences, 1, 1, keys) or None.
+        voters: (sequences, queries) bool, rows that count in the scores; None: all.
     Returns:
-        context like `query`; received and diagonal (sequences, queries).
+        context like `query`; received and diagonal (sequences, queries), float32 at least.
     """
-    sequences, heads, queries, _ = query.shape
-    parts, received, diagonal = [], query.new_zeros(sequences, queries), []
+    (sequences, heads, queries, size), keys = query.shape, key.shape[2]
+    chunk = CUDA_CHUNK_ROWS if query.is_cuda else CHUNK_ROWS
+    together = max(1, chunk // max(queries, 1))
+    if sequences > together:
+        given = [x if x is None else x.split(together) for x in (query, key, value, bias, voters)]
+        count = len(query.split(together))
+        done = [
+            attention_with_scores(q, k, v, own, dropout, voting)
+            for q, k, v, own, voting in zip(*([None] * count if x is None else x for x in given), strict=True)
+        ]
+        return tuple(torch.cat(outputs) for outputs in zip(*done, strict=True))  # type: ignore[return-value]
+    exact = torch.promote_types(query.dtype, torch.float32)
+    received = query.new_zeros(sequences, queries, dtype=exact)
+    context, diagonal = [], []
+    q, k, v = (x.reshape(sequences * heads, -1, size) for x in (query, key, value))
+    k = k.transpose(1, 2)
     for start in range(0, queries, chunk):
-        logits = (query[:, :, start : start + chunk] @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
-        weights = (logits if bias is None else logits + bias).softmax(dim=-1)
-        votes = weights[..., :queries].sum(dim=1) / heads  # (sequences, rows, queries)
-        received = received + votes.sum(dim=1)
-        diagonal.append(votes.diagonal(offset=start, dim1=1, dim2=2))
-        parts.append(F.dropout(weights, dropout) @ value)
-    return torch.cat(parts, dim=2), received, torch.cat(diagonal, dim=1)
+        rows = q[:, start : start + chunk]
+        weights = torch.baddbmm(rows.new_empty(()), rows, k, beta=0, alpha=size**-0.5)
+        weights = weights.view(sequences, heads, -1, keys)
+        weights = _softmax(weights if bias is None else weights + bias, exact)
+        votes = weights[..., :queries]
+        if voters is not None:
+            votes = votes * voters[:, None, start : start + chunk, None]
+        received = received + votes.sum(dim=(1, 2))
+        diagonal.append(votes.diagonal(offset=start, dim1=2, dim2=3).sum(dim=1))
+        dropped = F.dropout(weights, dropout) if dropout else weights
+        context.append(torch.bmm(dropped.flatten(0, 1).to(v.dtype), v))
+    whole = context[0] if len(context) == 1 else torch.cat(context, dim=1)
+    return whole.view_as(query), received / heads, torch.cat(diagonal, dim=1) / heads
+
+
+def _softmax(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Over the last dimension, in `dtype`; in place where nobody else needs the logits."""
+    if logits.requires_grad or logits.dtype != dtype:
+        return logits.softmax(dim=-1, dtype=dtype)
+    return torch.softmax(logits, dim=-1, out=logits)

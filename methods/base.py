@@ -6,7 +6,7 @@ index work) is not counted, for the dense model and for every method alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -119,6 +119,12 @@ class TokenReducer(SavedModel):
     def state_options(self) -> StateOptions:
         """How the encoder treats a batch for this method."""
         return StateOptions(training=self.training, forwards=self.traits.dropped != "discarded")
+
+    def follow_schedule(self, shares: Sequence[float]) -> None:
+        """Set options or weights such that about `shares` of the tokens, one per layer, are computed.
+
+        For timing without training. Only methods that decide nothing until trained or told have to do something.
+        """
 
     # Recipe
 

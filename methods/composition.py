@@ -8,7 +8,7 @@ Departure: the reducer is trained first, by its own recipe, then the exit on the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, field, fields, make_dataclass, replace
 from typing import Any, ClassVar
 
@@ -78,6 +78,10 @@ class Composition(TokenReducer):
 
     def needs_scores(self, layer: int) -> bool:
         return any(part.needs_scores(layer) for part in self._asked)
+
+    def follow_schedule(self, shares: Sequence[float]) -> None:
+        for part in self._both:
+            part.follow_schedule(shares)
 
     def losses(self, state: TokenState, logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
         """The terms of both; the task's own loss once."""

@@ -15,9 +15,10 @@ several labels at once by their own divergences: ours, the paper has neither. Ba
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ CHOICES = {
     "kl_direction": ("forward", "reverse"),
     "operating_point": ("cheapest", "best", "speedup"),
 }
+FINE = 1_000_000  # a length that tells apart the shares of any schedule
 SHORT_OPTIONS = {"random_passes": 1, "search_iterations": 4, "search_seeds": 8, "mutants": 5, "crossovers": 5}
 
 
@@ -155,6 +157,10 @@ class Lat(TokenReducer):
             count = state.expand(((state.lengths * length + whole - 1) // whole).clamp(min=LEAST))
         keep = most_attended(state, state.scores.received.detach(), count, protect_first=protected)
         return Decision(keep=keep, drop_first=not protected)
+
+    def follow_schedule(self, shares: Sequence[float]) -> None:
+        lengths = tuple(accumulate((max(LEAST, round(share * FINE)) for share in shares), min))
+        self.set_options(length_configuration=lengths, max_length=FINE, counts="shares")
 
     def state_options(self) -> StateOptions:
         return StateOptions(

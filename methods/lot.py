@@ -30,6 +30,7 @@ from methods.state import Decision, Inputs, StateOptions, TokenState
 ROUTER_SIZE = 256
 INITIALIZER_STD = 0.02
 PROCESS_BIAS = 5.0  # at first a token is processed with probability sigmoid(10)
+SHORT_TOP_P = 0.4
 LONG_TASKS = ("squad_v2", "20news", "yelp", "imdb")  # not trained by the public GLUE script, whose rate is lower
 CHOICES = {
     "forward": ("leap", "as_released"),
@@ -256,6 +257,11 @@ class Lot(TokenReducer):
         if labels.is_floating_point():
             return (logits * labels).sum(dim=1)
         return logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+
+    @classmethod
+    def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:
+        """The short recipe asks its routers to process more tokens."""
+        return {"top_p": SHORT_TOP_P} if recipe == "short" else {}
 
     @classmethod
     def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:

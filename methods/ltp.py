@@ -24,7 +24,7 @@ from methods.state import Decision, Inputs, StateOptions, TokenState
 
 SOFT, HARD = "soft", "hard"  # stages
 SMALL_TASKS = ("cola", "rte", "mrpc", "stsb", "wnli")  # ten epochs of soft pruning instead of one
-SHORT_THRESHOLD_RATE = 4e-4  # few updates must cross a good part of an average score, 1/128
+SHORT_THRESHOLD, SHORT_TRAVEL = 5e-3, 2e-3  # of the last layer, and how far it is learned; a mean score is 1/128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,10 +152,15 @@ class Ltp(TokenReducer):
         )
 
     @classmethod
+    def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:
+        """The short recipe starts from milder thresholds: it has no time to win back what these lose."""
+        return {"final_threshold": SHORT_THRESHOLD} if recipe == "short" else {}
+
+    @classmethod
     def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:
         """Fine-tune; learn thresholds with soft masks; freeze them and fine-tune with real pruning (section 3.3)."""
         if recipe == "short":
-            thresholds = _thresholds(SHORT_THRESHOLD_RATE)
+            thresholds = _thresholds(travel=SHORT_TRAVEL)
             return [
                 short_stage(SOFT, start="dense", epochs=1, added=(thresholds,)),
                 _hard(short_stage(HARD, start="previous", epochs=1), 5e-5),
@@ -174,9 +179,9 @@ class Ltp(TokenReducer):
         ]
 
 
-def _thresholds(learning_rate: float) -> ParameterGroup:
+def _thresholds(learning_rate: float = 0.0, travel: float | None = None) -> ParameterGroup:
     """Clipped apart from the weights: 1 / T makes these gradients large."""
-    return ParameterGroup(patterns=("thresholds",), learning_rate=learning_rate, clipped=False)
+    return ParameterGroup(patterns=("thresholds",), learning_rate=learning_rate, travel=travel, clipped=False)
 
 
 def _hard(stage: Stage, learning_rate: float) -> Stage:

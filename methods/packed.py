@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
 from methods.attention import AttentionScores, packed_attention
 from methods.backbone import Backbone
-from methods.packing import cumulative, pad, segment_rank, segment_sum, sequence_index, unpad
+from methods.packing import cumulative, pad, segment_rank, segment_sum, sequence_index
 from methods.state import Decision, Extras, Inputs, StateOptions, TokenState
 from methods.trace import Trace
 
 
+@dataclass(frozen=True)
+class _Leaping:
+    """The tokens of a layer before some leapt over it; `index`: the rows (rows,) that did not."""
+
+    index: Tensor
+    hidden: Tensor
+    entry: Tensor
+    counts: Tensor
+    lengths: list[int]
+    sequence_index: Tensor
+
+
 class PackedState(TokenState):
-    """Tokens as (total_tokens,), sequences end to end in input order; [CLS] is the first row of its sequence."""
+    """Tokens as (total_tokens,), sequences end to end in input order; [CLS] is the first row of its sequence.
+
+    A layer that removes something waits once for the device: for the new lengths, which the host knows from then on.
+    """
 
     mode = "packed"
 
@@ -24,24 +42,41 @@ class PackedState(TokenState):
         super().__init__(inputs, Trace(mask, backbone.num_layers), options)
         rows = torch.ones_like(mask) if options.run_padding else mask
         self._rows = rows  # (batch, seq_len) bool: positions that entered
+        flat = rows.flatten().nonzero().squeeze(1)  # position b * seq_len + i of each row
+        input_ids = inputs.input_ids.flatten().index_select(0, flat)
         types = inputs.token_type_ids
-        self.input_ids = unpad(inputs.input_ids, rows)
         self.hidden = backbone.embed(
-            self.input_ids.unsqueeze(0),
-            None if types is None else unpad(types, rows).unsqueeze(0),
-            unpad(inputs.position_ids, rows).unsqueeze(0),
+            input_ids.unsqueeze(0),
+            None if types is None else types.flatten().index_select(0, flat).unsqueeze(0),
+            inputs.position_ids.flatten().index_select(0, flat).unsqueeze(0),
         ).squeeze(0)
-        self.real = unpad(mask, rows)
+        positions = flat % mask.shape[1]
+        self._entered = {
+            "input_ids": input_ids,
+            "positions": positions,
+            "first": positions == 0,
+            "real": mask.flatten().index_select(0, flat),
+            "live": torch.ones_like(flat, dtype=torch.bool),
+            "_flat": flat,
+        }
         self.lengths = self.trace.input_lengths
-        self._flat = rows.flatten().nonzero().squeeze(1)  # position b * seq_len + i of each row
-        self.positions = self._flat % mask.shape[1]
         self.sequences = torch.arange(mask.shape[0], device=mask.device)  # input row of each sequence still here
-        self._set_counts(rows.sum(dim=1))
+        self._entry = torch.arange(len(flat), device=mask.device)  # row at entry of each row now
+        counts = rows.sum(dim=1)
+        self._set_counts(counts, counts.tolist())
         self._keep_states = options.forwards and backbone.reads_tokens
-        self._entry = torch.arange(len(self._flat), device=mask.device)  # row at entry of each row now
         self._stopped: Tensor | None = None  # (rows at entry, hidden_size): last states of tokens dropped so far
         self._logits: Tensor | None = None  # (batch, num_labels) of sequences that exited
-        self._leaping: tuple[Tensor, ...] | None = None
+        self._leaping: _Leaping | None = None
+
+    def __getattr__(self, name: str) -> Tensor:
+        """What is known of each token since it entered is looked up for the rows that are left, when first asked."""
+        entered = self.__dict__.get("_entered", {})
+        if name not in entered:
+            raise AttributeError(f"{type(self).__name__} has no attribute '{name}'")
+        value = entered[name].index_select(0, self._entry)
+        self.__dict__[name] = value
+        return value
 
     def counts(self) -> Tensor:
         return self._counts
@@ -50,13 +85,13 @@ class PackedState(TokenState):
         return segment_rank(values, self._counts)
 
     def sum(self, values: Tensor) -> Tensor:
-        return segment_sum(values, self._index, len(self._counts))
+        return segment_sum(values, self._index, len(self._lengths))
 
     def expand(self, values: Tensor) -> Tensor:
         return values.index_select(0, self._index)
 
     def first_tokens(self) -> Tensor:
-        return self.hidden.index_select(0, self._starts)
+        return self.hidden.index_select(0, cumulative(self._counts)[:-1])
 
     @property
     def finished(self) -> bool:
@@ -65,7 +100,7 @@ class PackedState(TokenState):
     def begin_layer(self, index: int) -> None:
         self.layer = index
         self.extras = Extras()
-        self._layer_input: Tensor | None = self.hidden  # None once the layer is done
+        self._layer_input: Tensor | None = self.hidden  # None once nothing can need it
 
     def apply(self, decision: Decision) -> None:
         if decision.gate is not None and torch.is_grad_enabled() and decision.gate.requires_grad:
@@ -77,11 +112,12 @@ class PackedState(TokenState):
             self._layer_input = None if self._layer_input is None else self.hidden
         if decision.scale is not None:
             self.hidden = self.hidden * decision.scale.unsqueeze(-1).to(self.hidden.dtype)
-        kept = decision.kept(self.first)
+        kept = decision.kept(self.first) if decision.keep is not None else None
         if kept is not None:
-            decision = decision.select(kept)
+            if decision.leap is not None or decision.segments is not None:
+                decision = decision.select(kept)
             self._drop(kept)
-        run = decision.stays(self.first)
+        run = decision.stays(self.first) if decision.leap is not None else None
         if run is not None:
             decision = decision.select(run)
             self._leap(run)
@@ -94,22 +130,26 @@ class PackedState(TokenState):
 
     def attend(self, backbone: Backbone, layer: nn.Module, *, scores: bool) -> None:
         query, key, value = (backbone.heads_of(layer, which, self.hidden) for which in ("query", "key", "value"))
-        lengths = self._counts if self.extras.segments is None else self._segment_lengths(self.extras.segments)
-        key_lengths, bias = lengths, self._padding_bias()
+        lengths, bias = self._lengths, self._padding_bias()
+        if self.extras.segments is not None:
+            lengths = self._segment_lengths(self.extras.segments)
+        key_lengths = lengths
         if self.extras.summary is not None:
             key, value, bias = self._append_summary(backbone, layer, key, value, bias)
             self.trace.overhead_macs[self.sequences] += 2 * backbone.hidden_size**2
-            key_lengths = lengths + 1
-        queries, keys = lengths.tolist(), key_lengths.tolist()
+            key_lengths = [length + 1 for length in lengths]
         context, received, diagonal = packed_attention(
-            query, key, value, queries, keys, bias=bias, dropout=self._dropout(backbone, layer), scores=scores
+            query, key, value, lengths, key_lengths, bias=bias, dropout=self._dropout(backbone, layer), scores=scores
         )
         self.hidden = backbone.finish_attention(layer, context, self.hidden)
+        if not self._keep_states:
+            self._layer_input = None
         self.scores = None if received is None or diagonal is None else AttentionScores(received, diagonal)
-        pairs = lengths * key_lengths
+        pairs = self._counts * (self._counts + int(self.extras.summary is not None))
         if self.extras.segments is not None:
-            owner = self._index.index_select(0, cumulative(lengths)[:-1])
-            pairs = segment_sum(pairs, owner, len(self._counts))
+            runs = torch.tensor(lengths, device=self._counts.device)
+            owner = self._index.index_select(0, cumulative(runs)[:-1])
+            pairs = segment_sum(runs**2, owner, len(self._lengths))
         self.trace.record_attention(self.layer, self.sequences, self._counts, pairs)
 
     def feed_forward(self, backbone: Backbone, layer: nn.Module) -> None:
@@ -129,78 +169,88 @@ class PackedState(TokenState):
             return logits
         return self._logits.index_copy(0, self.sequences, logits.to(self._logits.dtype))
 
-    def _set_counts(self, counts: Tensor) -> None:
-        """Take over new token counts per sequence (sequences,) and what follows from them."""
-        self._counts = counts
-        self._index = sequence_index(counts)
-        self._starts = cumulative(counts)[:-1]
-        self.live = torch.ones(len(self._index), dtype=torch.bool, device=counts.device)
-        self.first = self.positions == 0
+    def _set_counts(self, counts: Tensor, lengths: list[int], index: Tensor | None = None) -> None:
+        """Take over new token counts per sequence (sequences,), on the device and on the host.
+
+        Args:
+            index: the sequence of each row (total_tokens,), if known.
+        """
+        self._counts, self._lengths = counts, lengths
+        self._index = sequence_index(counts, sum(lengths)) if index is None else index
 
     def _select(self, index: Tensor) -> None:
         """Keep the rows `index` (rows,) long of everything that has one entry per token."""
-        for name in ("hidden", "_layer_input", "_flat", "_entry", "positions", "input_ids", "real"):
-            rows = getattr(self, name)
-            setattr(self, name, None if rows is None else rows.index_select(0, index))
+        hidden = self.hidden.index_select(0, index)
+        if self._layer_input is not None:
+            untouched = self._layer_input is self.hidden
+            self._layer_input = hidden if untouched else self._layer_input.index_select(0, index)
+        self.hidden = hidden
+        self._enter(self._entry.index_select(0, index))
         if self.scores is not None:
             self.scores = self.scores.select(index)
 
+    def _enter(self, entry: Tensor) -> None:
+        """Take over the rows at entry (rows,) of the present rows, and forget what was looked up for others."""
+        self._entry = entry
+        for name in self._entered:
+            self.__dict__.pop(name, None)
+
     def _drop(self, keep: Tensor) -> None:
-        index = keep.nonzero().squeeze(1)
-        if len(index) == len(keep):
+        counts = segment_sum(keep.long(), self._index, len(self._lengths))
+        lengths = counts.tolist()
+        total = sum(lengths)
+        if total == len(keep):
             return
         if self._leaping is not None:
             raise ValueError("tokens cannot be dropped in a layer that others leap over")
+        index = torch.nonzero_static(keep, size=total).squeeze(1)
         if self._keep_states:
             # A token dropped between attention and feed-forward keeps the state it entered the layer with.
-            gone = (~keep).nonzero().squeeze(1)
+            gone = torch.nonzero_static(~keep, size=len(keep) - total).squeeze(1)
             if self._stopped is None:
-                self._stopped = self.hidden.new_zeros(int(self._rows.sum()), self.hidden.shape[-1])
+                self._stopped = self.hidden.new_zeros(len(self._entered["_flat"]), self.hidden.shape[-1])
             last = self.hidden if self._layer_input is None else self._layer_input
             self._stopped = self._stopped.index_copy(0, self._entry[gone], last[gone])
-        counts = segment_sum(keep.long(), self._index, len(self._counts))
         self._select(index)
-        self._set_counts(counts)
+        self._set_counts(counts, lengths, self._index.index_select(0, index))
 
     def _leap(self, run: Tensor) -> None:
         """Set aside the tokens that do not `run` this layer."""
         assert self._layer_input is not None  # leaps are decided before the layer
-        index = run.nonzero().squeeze(1)
-        counts = segment_sum(run.long(), self._index, len(self._counts))
-        self._leaping = (
-            index,
-            self._counts,
-            self._layer_input,
-            self._flat,
-            self._entry,
-            self.positions,
-            self.input_ids,
-            self.real,
-        )
+        counts = segment_sum(run.long(), self._index, len(self._lengths))
+        lengths = counts.tolist()
+        index = torch.nonzero_static(run, size=sum(lengths)).squeeze(1)
+        self._leaping = _Leaping(index, self._layer_input, self._entry, self._counts, self._lengths, self._index)
         self.scores = None
         self._select(index)
-        self._set_counts(counts)
+        self._set_counts(counts, lengths, self._index.index_select(0, index))
 
     def _land(self) -> None:
         """Put the tokens that leapt over the layer back between the others, in input order."""
         assert self._leaping is not None
-        index, counts, hidden, self._flat, self._entry, self.positions, self.input_ids, self.real = self._leaping
-        self.hidden = hidden.index_copy(0, index, self.hidden)
+        before = self._leaping
+        self.hidden = before.hidden.index_copy(0, before.index, self.hidden)
         self.scores = self._leaping = None
-        self._set_counts(counts)
+        self._enter(before.entry)
+        self._set_counts(before.counts, before.lengths, before.sequence_index)
 
     def _exit(self, leaving: Tensor, logits: Tensor) -> None:
-        gone = leaving.nonzero().squeeze(1)
-        if len(gone) == 0:
+        left = leaving.tolist()
+        if not any(left):
             return
+        gone, stay = (
+            torch.tensor([place for place, leaves in enumerate(left) if leaves == which], device=leaving.device).long()
+            for which in (True, False)
+        )
         if self._logits is None:
             self._logits = logits.new_zeros(len(self.trace.input_lengths), logits.shape[1])
-        self._logits = self._logits.index_copy(0, self.sequences[gone], logits[gone])
-        self.trace.record_exit(self.layer, self.sequences[gone])
-        staying = ~leaving
-        self._select(self.expand(staying).nonzero().squeeze(1))
-        self.sequences, self.lengths = self.sequences[staying], self.lengths[staying]
-        self._set_counts(self._counts[staying])
+        leavers = self.sequences[gone]
+        self._logits = self._logits.index_copy(0, leavers, logits[gone])
+        self.trace.record_exit(self.layer, leavers)
+        lengths = [length for length, leaves in zip(self._lengths, left, strict=True) if not leaves]
+        self._select(torch.nonzero_static(self.expand(~leaving), size=sum(lengths)).squeeze(1))
+        self.sequences, self.lengths = self.sequences[stay], self.lengths[stay]
+        self._set_counts(self._counts[stay], lengths)
 
     def _padding_bias(self) -> Tensor | None:
         """(rows,) float, -inf on pads, where pads run as queries; None where no padding entered."""
@@ -215,7 +265,7 @@ class PackedState(TokenState):
         assert self.extras.summary is not None
         rows = torch.arange(len(key), device=key.device) + self._index
         last = cumulative(self._counts)[1:] + torch.arange(len(self._counts), device=key.device)
-        total = len(key) + len(self._counts)
+        total = len(key) + len(self._lengths)
 
         def lay(own: Tensor, extra: Tensor) -> Tensor:
             return own.new_empty(total, *own.shape[1:]).index_copy(0, rows, own).index_copy(0, last, extra)
@@ -227,12 +277,11 @@ class PackedState(TokenState):
         own = torch.zeros(len(rows), device=key.device, dtype=key.dtype) if bias is None else bias
         return key, value, lay(own, own.new_full((len(last),), self.extras.summary_bias))
 
-    def _segment_lengths(self, segments: Tensor) -> Tensor:
-        """Lengths of runs of equal (sequence, segment); (runs,) long. Segments must be contiguous in their sequence."""
+    def _segment_lengths(self, segments: Tensor) -> list[int]:
+        """Lengths of runs of equal (sequence, segment). Segments must be contiguous in their sequence."""
         other_segment, other_text = (ids.diff(prepend=ids[:1] - 1) != 0 for ids in (segments, self._index))
-        change = other_segment | other_text
-        starts = change.nonzero().squeeze(1)
-        return starts.diff(append=starts.new_tensor([len(segments)]))
+        starts = (other_segment | other_text).nonzero().squeeze(1).tolist()
+        return [end - start for start, end in pairwise([*starts, len(segments)])]
 
     def _of_tokens(self, backbone: Backbone) -> Tensor:
         hidden = self.hidden

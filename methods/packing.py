@@ -16,9 +16,13 @@ def cumulative(lengths: Tensor) -> Tensor:
     return F.pad(lengths.cumsum(0), (1, 0))
 
 
-def sequence_index(lengths: Tensor) -> Tensor:
-    """Which sequence each packed row belongs to: (2, 3) -> (0, 0, 1, 1, 1)."""
-    return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+def sequence_index(lengths: Tensor, total: int | None = None) -> Tensor:
+    """Which sequence each packed row belongs to: (2, 3) -> (0, 0, 1, 1, 1).
+
+    `total`, the sum of the lengths, saves a GPU from being waited for.
+    """
+    sequences = torch.arange(len(lengths), device=lengths.device)
+    return torch.repeat_interleave(sequences, lengths, output_size=total)
 
 
 def unpad(padded: Tensor, mask: Tensor) -> Tensor:
@@ -40,8 +44,11 @@ def segment_sum(values: Tensor, index: Tensor, count: int) -> Tensor:
 
 def segment_rank(values: Tensor, lengths: Tensor) -> Tensor:
     """Rank of each packed value inside its own sequence: 0 = largest, ties to the earlier row; (total_tokens,) long."""
-    mask = torch.arange(int(lengths.max()), device=values.device) < lengths.unsqueeze(1)
-    return unpad(masked_rank(pad(values, mask), mask), mask)
+    index = sequence_index(lengths, len(values))
+    order = values.argsort(descending=True, stable=True)
+    order = order.index_select(0, index.index_select(0, order).argsort(stable=True))  # sequences again end to end
+    places = torch.arange(len(values), device=values.device) - cumulative(lengths).index_select(0, index)
+    return torch.empty_like(order).index_copy_(0, order, places)
 
 
 def masked_rank(values: Tensor, mask: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -43,7 +45,7 @@ HYPERPARAMETERS = {
     "imdb": (3e-5, 2e-4, 7e-4, 32),
 }
 DEFAULT_HYPERPARAMETERS = (3e-5, 3e-3, 1e-3, 32)  # tasks that the README does not list: within its stated ranges
-SHORT_SEARCH_RATE = 4e-2  # few updates need a fast search, see `reachability`
+SHORT_TRAVEL, SHORT_WEIGHT = 2.0, 1e-3  # of the search; see `reachability`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +91,12 @@ def retention_counts(retention: Tensor, rounding: str) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def reachability(learning_rate: float, updates: int) -> float:
+def reachability(group: ParameterGroup, updates: int) -> float:
     """Furthest that Adam can move a retention parameter in `updates` updates of the search [S]; below 1, counts cannot
     fall under max_length * (1 - S) however large the weight."""
+    if group.travel is not None:
+        return group.travel
+    learning_rate = group.learning_rate
     rising = learning_rate * WARMUP * updates / 2
     falling = learning_rate * (1 - WARMUP) * (1 - WARMUP) * updates / 2
     return rising + falling
@@ -138,6 +143,10 @@ class PowerBert(TokenReducer):
             return Decision(scale=scale.masked_fill(state.first, 1.0) if self.options.protect_cls_soft else scale)
         return Decision(keep=most_attended(state, scores, self.options.retention_configuration[state.layer]))
 
+    def follow_schedule(self, shares: Sequence[float]) -> None:
+        counts = [math.ceil(share * self.options.max_length) for share in shares]
+        self.set_options(retention_configuration=tuple(accumulate(counts, min)))
+
     def losses(self, state: TokenState, logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
         """In the search, the task loss plus lambda * sum over layers j = 1 .. L of j * mass_j (section 3.3)."""
         losses = super().losses(state, logits, inputs)
@@ -169,7 +178,7 @@ class PowerBert(TokenReducer):
             return
         shape = (self.backbone.num_layers, self.options.max_length)
         self.retention = nn.Parameter(torch.ones(shape, device=self.model.device))
-        bound = reachability(stage.groups[0].learning_rate, updates)
+        bound = reachability(stage.groups[0], updates)
         if bound < 1:
             warnings.warn(
                 f"PoWER-BERT search: {updates} updates can lower a retention parameter by {bound:.2f} at most, so no "
@@ -193,13 +202,13 @@ class PowerBert(TokenReducer):
     def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:
         """Lambda (public README) and padded length of the task."""
         weight = HYPERPARAMETERS.get(task.name, DEFAULT_HYPERPARAMETERS)[2]
-        return {"search_weight": 3e-3 if recipe == "short" else weight, "max_length": task.sequence_length}
+        return {"search_weight": SHORT_WEIGHT if recipe == "short" else weight, "max_length": task.sequence_length}
 
     @classmethod
     def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:
         """Fine-tune; search the configuration with soft extraction; re-train with real extraction (section 3.5)."""
         if recipe == "short":
-            retention = ParameterGroup(patterns=("retention",), learning_rate=SHORT_SEARCH_RATE, clipped=False)
+            retention = ParameterGroup(patterns=("retention",), travel=SHORT_TRAVEL, clipped=False)
             return [
                 fine_tuning_stage(recipe),
                 short_stage(SEARCH, start="previous", epochs=1, added=(retention,)),

@@ -6,6 +6,7 @@ change nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -77,6 +78,9 @@ class Random(TokenReducer):
         wanted = (state.lengths * self.schedule[state.layer] - 1e-4).ceil().long()
         keep = state.rank(order.double()) < state.expand(wanted)
         return Decision(leap=~keep & state.live) if self.leaps else Decision(keep=keep)
+
+    def follow_schedule(self, shares: Sequence[float]) -> None:
+        self.leaps, self.schedule = False, tuple(shares)
 
     def _text_hash(self, state: TokenState) -> Tensor:
         """One number per text, (sequences,) long."""

@@ -20,6 +20,8 @@ class ParameterGroup:
 
     Attributes:
         but_not: names among them that the group leaves out.
+        travel: instead of a learning rate, the sum of the rates of all updates: as far as Adam moves a parameter whose
+            gradient keeps its sign. For parameters that are a knob and must get somewhere, however few the updates.
         decay: replaces the stage's, its warm-up included.
         clipped: counts in, and is scaled by, the gradient-norm clip.
         maximize: gradient ascent (multipliers of a constraint).
@@ -27,7 +29,8 @@ class ParameterGroup:
 
     patterns: tuple[str, ...] = ("*",)
     but_not: tuple[str, ...] = ()
-    learning_rate: float
+    learning_rate: float = 0.0
+    travel: float | None = None
     weight_decay: float = 0.0
     decay: str | None = None
     clipped: bool = True
@@ -126,6 +129,13 @@ class Trial:
         return self.dense_macs / self.macs
 
 
+def peak_rate(stage: Stage, updates: int, group: ParameterGroup) -> float:
+    """Learning rate of a group that `rate_factor` scales."""
+    if group.travel is None:
+        return group.learning_rate
+    return group.travel / sum(rate_factor(stage, update, updates, group) for update in range(updates))
+
+
 def rate_factor(stage: Stage, update: int, updates: int, group: ParameterGroup | None = None) -> float:
     """Learning rate of the 0-based `update` of `updates`, as a factor of the group's own."""
     if group is not None and group.decay is not None:
@@ -158,5 +168,12 @@ def short_stage(
     backbone = () if frozen else (ParameterGroup(learning_rate=5e-5),)
     groups = (*added, *backbone)
     return Stage(
-        name=name, start=start, epochs=epochs, groups=groups, warmup=0.1, max_grad_norm=1.0, group_by_length=True
+        name=name,
+        start=start,
+        epochs=epochs,
+        groups=groups,
+        batch_size=16,
+        warmup=0.1,
+        max_grad_norm=1.0,
+        group_by_length=True,
     )

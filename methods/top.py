@@ -12,6 +12,7 @@ and the constraint charges it; elsewhere they leave before it. Either way the sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,6 +154,16 @@ class Top(TokenReducer):
             return None
         alive = state.notes["alive"][-1] if self.training else state.live
         return Decision(states=torch.where(alive.unsqueeze(-1), state.hidden, state.notes["carried"][-1]))
+
+    def follow_schedule(self, shares: Sequence[float]) -> None:
+        """Open the first ranks of each location, never all of them."""
+        bins = self.options.bins
+        with torch.no_grad():
+            self.gate_loga.fill_(INITIAL_LOGA)
+            self.rank_loga.fill_(-INITIAL_LOGA)
+            for row, location in zip(self.rank_loga, self.locations, strict=True):
+                kept = round(bins * shares[location] / shares[location - 1])
+                row[: min(max(kept, 1), bins - 1)] = INITIAL_LOGA
 
     def _prune(self, state: TokenState, location: int) -> Decision | None:
         if location not in self.locations or state.scores is None:

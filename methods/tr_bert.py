@@ -51,7 +51,7 @@ HYPERPARAMETERS = {
     "imdb": (1.0, 1.0, 0.5, 3e-5, 32, 5),
 }
 SHORT_RATE = 2e-3  # of the policies, which have few updates
-SHORT_WEIGHT = 0.5  # alpha for shares of the valid tokens
+SHORT_WEIGHT = 0.1  # alpha for shares of the valid tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,12 +57,12 @@ class Trace:
 
     def record_attention(self, layer: int, sequences: Tensor, tokens: Tensor, pairs: Tensor) -> None:
         """Note that `sequences` (S,) ran the attention of `layer` with `tokens` (S,) queries and `pairs` (S,)."""
-        self.attention_tokens[sequences, layer] = tokens
-        self.attention_pairs[sequences, layer] = pairs
+        for table, values in ((self.attention_tokens, tokens), (self.attention_pairs, pairs)):
+            table[:, layer].index_copy_(0, sequences, values)
 
     def record_ffn(self, layer: int, sequences: Tensor, tokens: Tensor, computed: Tensor) -> None:
         """Note the feed-forward of `layer`; `computed`: flat positions (T,) long, or a (B, N) bool mask."""
-        self.ffn_tokens[sequences, layer] = tokens
+        self.ffn_tokens[:, layer].index_copy_(0, sequences, tokens)
         self._computed.append((layer, computed))
 
     def record_exit(self, layer: int, sequences: Tensor) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
+from methods.attention import packed_attention, padded_attention
 from tests.cases import CASES
 from tests.tiny import batch_for, labels_for, logits_of, tiny_reducer
 
@@ -39,3 +42,32 @@ def test_a_training_step_in_bfloat16_runs_on_cuda(name):
         loss = reducer(**{key: value.cuda() for key, value in batch.items()}).loss
     loss.backward()
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_variable_length_attention_equals_the_padded_path(dtype):
+    """The kernel against its reference, to the precision of its numbers."""
+    lengths = [128, 3, 64, 64, 17, 1]
+    query, key, value = torch.randn(3, sum(lengths), 4, 64, device="cuda", dtype=dtype)
+    context, *_ = packed_attention(query, key, value, lengths, lengths)
+    exact = (x.double() for x in (query, key, value))
+    expected, *_ = padded_attention(*exact, lengths, lengths, None, 0.0, False)
+    torch.testing.assert_close(context.double(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["transkimmer", "power_bert", "ltp", "deebert"])
+def test_a_layer_waits_for_the_device_once_at_most(name):
+    """However many layers remove tokens: one wait for each, beside those of the batch as a whole."""
+    reducer = tiny_reducer(name).float().cuda().bfloat16()
+    batch = {key: value.cuda() for key, value in batch_for(reducer).items()}
+    with torch.inference_mode():
+        reducer(**batch)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                reducer(**batch)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    waits = [str(warning.message) for warning in caught if "synchronizing" in str(warning.message)]
+    assert len(waits) <= reducer.backbone.num_layers + 4, waits

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods.attention import packed_attention
+from benchmarks.timing import peak_memory_bytes
+from methods.attention import SHORT, packed_attention, padded_attention
 from methods.packing import cumulative, masked_rank, pad, segment_rank, segment_sum, sequence_index, unpad
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
@@ -117,9 +120,53 @@ def test_attention_against_its_definition(lengths, seed, biased, extra):
     added = torch.zeros(sum(key_lengths)) if bias is None else bias
     keys = (split(x, key_lengths) for x in (key, value, added))
     parts = [naive_attention(*one) for one in zip(split(query, lengths), *keys, strict=True)]
-    for result, pieces in zip(with_scores, zip(*parts, strict=True), strict=True):
+    padded = padded_attention(query, key, value, lengths, key_lengths, bias, 0.0, True)
+    for all_of_them in (with_scores, padded):
+        for result, pieces in zip(all_of_them, zip(*parts, strict=True), strict=True):
+            torch.testing.assert_close(result, torch.cat(pieces), **TIGHT)
+    padded, *_ = padded_attention(query, key, value, lengths, key_lengths, bias, 0.0, False)
+    for context in (without, padded):
+        torch.testing.assert_close(context, with_scores[0], **TIGHT)
+
+
+@pytest.mark.parametrize("lengths", [(300,), (150, 150), (SHORT, 3, SHORT, 3, 129), (17, 17, 2, 17)])
+def test_long_short_and_neighbouring_sequences_against_the_definition(lengths):
+    """Lengths on both sides of every boundary: of chunks, of gathering, of running together."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, sum(lengths), 2, 4).double()
+    results = packed_attention(query, key, value, lengths, lengths, scores=True)
+    zeros = torch.zeros(sum(lengths))
+    parts = [
+        naive_attention(*one) for one in zip(*(split(x, lengths) for x in (query, key, value, zeros)), strict=True)
+    ]
+    for result, pieces in zip(results, zip(*parts, strict=True), strict=True):
         torch.testing.assert_close(result, torch.cat(pieces), **TIGHT)
-    torch.testing.assert_close(without, with_scores[0], **TIGHT)
+    plain, *_ = packed_attention(query, key, value, lengths, lengths)
+    torch.testing.assert_close(plain, results[0], **TIGHT)
+
+
+def test_scores_take_memory_that_grows_with_the_length_alone():
+    """Four times the tokens, at most five times the memory, never the probabilities of all rows."""
+    peaks = []
+    for length in (256, 1024):
+        query, key, value = torch.randn(3, length, 4, 16)
+        with torch.inference_mode():
+            run = functools.partial(packed_attention, query, key, value, [length], [length], scores=True)
+            peaks.append(peak_memory_bytes(run))
+    assert peaks[1] < 5 * peaks[0] and peaks[1] < 1024 * 1024 * 4 * 4
+
+
+def test_ragged_gradients_are_those_of_the_definition():
+    lengths = (20, 20, 3, 5, 3)
+    packed = torch.randn(3, sum(lengths), 2, 4).double().requires_grad_()
+    context, received, diagonal = packed_attention(*packed, lengths, lengths, scores=True)
+    (context.sin().sum() + received.sin().sum() + diagonal.sin().sum()).backward()
+    own = packed.grad.clone()
+    packed.grad = None
+    zeros = torch.zeros(sum(lengths))
+    parts = [naive_attention(*one) for one in zip(*(split(x, lengths) for x in (*packed, zeros)), strict=True)]
+    sum(torch.cat(pieces).sin().sum() for pieces in zip(*parts, strict=True)).backward()
+    torch.testing.assert_close(own, packed.grad, **TIGHT)
 
 
 @quickly

@@ -311,7 +311,7 @@ def test_without_a_task_adam_moves_every_parameter_by_the_sum_of_rates(weight, r
         loss = reducer.options.search_weight * reducer.weighted_mass(reducer.retention)
         update(optimizer, stage, reducer, number, updates, loss)
     reach = rate * sum(rate_factor(stage, number, updates) for number in range(updates))
-    assert reachability(rate, updates) == pytest.approx(reach, rel=0.03)
+    assert reachability(stage.groups[0], updates) == pytest.approx(reach, rel=0.03)
     torch.testing.assert_close(reducer.retention.detach(), torch.full((3, 12), max(0.0, 1 - reach)), atol=1e-2, rtol=0)
 
 
@@ -328,7 +328,7 @@ def test_what_the_published_settings_can_reach(task):
     *_, batch_size, rows = PUBLISHED[task]
     search = tiny_reducer("power_bert").stages(task_stub(task))[1]
     updates = 3 * math.ceil(rows / batch_size)
-    assert reachability(search.groups[0].learning_rate, updates) == pytest.approx(REACH[task], abs=0.006)
+    assert reachability(search.groups[0], updates) == pytest.approx(REACH[task], abs=0.006)
 
 
 def test_a_search_that_cannot_get_far_warns():

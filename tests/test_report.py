@@ -171,7 +171,7 @@ def test_the_same_results_give_the_same_page(text) -> None:
 
 
 def test_a_part_appears_where_its_records_are(folder) -> None:
-    assert built(folder).sections == ["headline", "table3", "retention", "environment", "records"]
+    assert built(folder).sections == ["headline", "table3", "figure4", "retention", "environment", "records"]
     (folder / "tables" / "latency-local.csv").write_text("Method,Ratio\nLTP,1.5\n")
     (folder / "tables" / "surprise.csv").write_text("a,b\n1,2\n")
     found = built(folder)

@@ -16,7 +16,7 @@ from benchmarks.tasks import get_task
 from benchmarks.train import Compute, train_stage, updates_of
 from methods import ParameterGroup, Stage
 from methods.deformer import ONCE, WARM
-from methods.recipes import assign_parameters, rate_factor
+from methods.recipes import assign_parameters, peak_rate, rate_factor
 from tests.cases import CASES
 from tests.tiny import LENGTHS, batch_for, make_batch, tiny_model, tiny_reducer
 
@@ -50,6 +50,15 @@ def fresh(name: str = "transkimmer", **options: object) -> methods.TokenReducer:
 )
 def test_updates_of_a_stage(epochs, rows, least, expected):
     assert updates_of(STAGE.but(epochs=epochs, min_updates=least), rows) == expected
+
+
+@pytest.mark.parametrize("updates", [4, 40])
+def test_a_group_that_must_travel_does_so_in_any_number_of_updates(updates):
+    group, stage = ParameterGroup(travel=0.5), STAGE.but(warmup=0.1)
+    rates = [peak_rate(stage, updates, group) * rate_factor(stage, u, updates, group) for u in range(updates)]
+    assert sum(rates) == pytest.approx(0.5)
+    moved = train_one(stage.but(groups=(replace(group, patterns=("predictors.0.*",)),), epochs=updates / 4))
+    assert 0.2 < moved.abs().max() < 0.6  # Adam steps by about the rate while a gradient keeps its sign
 
 
 def test_learning_rate_schedules_by_hand():

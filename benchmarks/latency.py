@@ -1,0 +1,302 @@
+"""Wall-clock time of every method against dense models on real texts, interleaved in one process.
+
+Stock transformers (padded to the batch, and in batches sorted by length), our engine keeping everything, and the
+methods, trained (--trained, --reducer) or forced to a schedule on random weights of BERT-base's shape. Realisation is
+the ratio of times over the ratio of FLOPs: 1 where all of the saving is time saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.cli import OWN_RESULTS, PADDINGS, run_command
+from benchmarks.console import open_console
+from benchmarks.errors import Parser, UserError
+from benchmarks.runs import Record, RunConfig, RunStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from benchmarks.data import DataSource
+    from benchmarks.latency_subjects import Texts
+    from benchmarks.models import ModelRef
+    from benchmarks.tasks import Task
+    from methods import TokenReducer
+
+KIND = "latency"
+RANDOM_SHAPE = "random:bert-base"
+BATCH_SIZES, SCHEDULES, ROUNDS = (1, 32), ("4x",), 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """A command's checked arguments and what they name."""
+
+    task: Task
+    source: DataSource
+    tokens: ModelRef  # whose tokenizer reads the texts
+    model: PreTrainedModel
+    identity: str
+    methods: tuple[str, ...]
+    reducers: tuple[tuple[Path, TokenReducer], ...]
+    schedules: tuple[str, ...]
+    paddings: tuple[str, ...]
+    rounds: int
+    threads: int
+    texts: int | None
+    dtype: str
+    device: str
+
+    def config(self, texts: Texts) -> RunConfig:
+        """All that decides what is timed, the machine's kind included."""
+        from benchmarks.environment import environment
+
+        ids = json.dumps([feature["input_ids"] for feature in texts.features])
+        described = environment()
+        machine = described["cuda"]["device"] if self.device == "cuda" else described["cpu"]["model"]
+        return RunConfig(
+            kind=KIND,
+            task=self.task.name,
+            method="interleaved",
+            backbone=self.identity,
+            data={
+                "source": self.source.kind,
+                "revision": self.task.revision,
+                "texts": len(texts.features),
+                "sha256": hashlib.sha256(ids.encode()).hexdigest()[:16],
+            },
+            seed=None,
+            max_length=self.task.sequence_length,
+            dtype=self.dtype,
+            device=self.device,
+            extra={
+                "batch_size": texts.batch_size,
+                "methods": self.methods,
+                "reducers": [_name(folder, reducer) for folder, reducer in self.reducers],
+                "schedules": self.schedules,
+                "paddings": self.paddings,
+                "rounds": self.rounds,
+                "threads": self.threads,
+                "machine": machine,
+            },
+        )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    result = Parser(
+        prog="python -m benchmarks.latency",
+        description=__doc__,
+        epilog="example:\n  python -m benchmarks.latency --batch-sizes 1 32 --schedule 2x 4x 6x --threads 1",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = result.add_argument
+    add("--model", metavar="NAME_OR_PATH", help="encoder to time; default: random weights of BERT-base's shape")
+    add("--data-dir", metavar="DIR", type=Path, help="folder with <task>/<split>.*; default: the embedded texts")
+    add("--tasks", nargs="+", metavar="TASK", default=["vader_sentiment"], help="whose texts; default: vader_sentiment")
+    add("--max-length", type=int, metavar="N", help="cut texts, and pad `sequence`, to N tokens; default: the task's")
+    add("--methods", nargs="+", metavar="METHOD", help="forced to --schedule; default: all")
+    add("--schedule", nargs="+", metavar="S", default=list(SCHEDULES), help="speed-ups (4x) or shares (1,0.8,...)")
+    add("--reducer", nargs="+", metavar="DIR", type=Path, help="time trained reducers instead, as they are")
+    add("--trained", action="store_true", help="the same with the newest ones that a command left for the task")
+    add("--batch-sizes", nargs="+", type=int, metavar="N", default=list(BATCH_SIZES), help="default: 1 32")
+    add("--texts", type=int, metavar="N", help="texts per pass; default: two batches, at least 8")
+    add(
+        "--padding",
+        nargs="+",
+        metavar="SETTING",
+        default=["batch", "none"],
+        help="of the dense baseline: none, batch, sequence; default: batch none",
+    )
+    add("--threads", type=int, metavar="N", help="of torch; default: as many as torch takes")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and states; default: float32")
+    add("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
+    add("--rounds", type=int, metavar="N", default=ROUNDS, help=f"passes of each subject that count; default: {ROUNDS}")
+    add("--results", type=Path, metavar="DIR", default=OWN_RESULTS, help="default: results/local")
+    add("--force", action="store_true", help="measure again what is there already")
+    add("--quiet", action="store_true", help="no progress, only the result")
+    add("--debug", action="store_true", help="show where an error came from")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that sees memory logs its start and stop otherwise
+    arguments = parser().parse_args(argv)
+    _check(arguments)
+    if arguments.model is None or Path(arguments.model).exists():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+
+    from benchmarks import latency_table
+
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    store = RunStore.open(arguments.results, force=arguments.force)
+    console = open_console()
+    records, failures = [], []
+    for name in dict.fromkeys(arguments.tasks):
+        bench = _bench(arguments, name)
+        console.print(_introduction(bench), highlight=False)
+        for batch_size in dict.fromkeys(arguments.batch_sizes):
+            record = measure(bench, batch_size, store, quiet=arguments.quiet)
+            if record["status"] == "ok":
+                records.append(record)
+            else:
+                failures.append(f"{bench.task.title}, batch {batch_size}: {record['error']}")
+    command = shlex.join(["python", "-m", "benchmarks.latency", *(sys.argv[1:] if argv is None else argv)])
+    if records:
+        latency_table.show(records, console)
+        paths = latency_table.write(records, store.root, command)
+        console.print(f"tables and figure: {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
+        console.print(f"records: {store.root / 'runs' / KIND}", highlight=False, soft_wrap=True)
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from benchmarks.latency_subjects import speedup_of
+
+    for flag in ("max_length", "texts", "threads", "rounds"):
+        value = getattr(arguments, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
+    if min(arguments.batch_sizes) < 1:
+        raise UserError(f"--batch-sizes must be at least 1, got {min(arguments.batch_sizes)}")
+    for padding in arguments.padding:
+        if padding not in PADDINGS:
+            raise UserError(f"--padding takes {', '.join(PADDINGS)}, got '{padding}'")
+    for schedule in arguments.schedule:
+        speedup_of(schedule)
+    if arguments.data_dir is not None and not arguments.data_dir.is_dir():
+        raise UserError(f"--data-dir {arguments.data_dir} is not a folder")
+    if arguments.trained and arguments.reducer:
+        raise UserError("--trained finds reducers itself; leave it out with --reducer")
+
+
+def _bench(arguments: argparse.Namespace, task_name: str) -> Bench:
+    import dataclasses
+
+    import torch
+    from torch import nn
+
+    from benchmarks.cli import chosen_device
+    from benchmarks.data import DataSource
+    from benchmarks.embedded import embedded_model_path, ensure_embedded, skimbench_home
+    from benchmarks.models import find_model, folder_model, load_model
+    from benchmarks.tasks import EMBEDDED, EMBEDDED_LONG, get_task
+
+    device = chosen_device(arguments.device)
+    task = get_task(task_name, arguments.data_dir)
+    task = dataclasses.replace(task, sequence_length=arguments.max_length) if arguments.max_length else task
+    embedded = arguments.data_dir is None
+    if embedded:
+        if task.name not in (*EMBEDDED, *EMBEDDED_LONG):
+            raise UserError(
+                f"the texts of {task.name} are not embedded; give --data-dir, or one of {', '.join(EMBEDDED)}"
+            )
+        if ensure_embedded(skimbench_home(), [task.name])[task.name] is None:
+            raise UserError(f"the texts of {task.name} could not be had; run ./reproduce.sh setup with a network once")
+    tokens = find_model(arguments.model) if arguments.model else folder_model(embedded_model_path(), "MiniLM-L6")
+    reducers = _reducers(arguments, task, tokens)
+    torch.manual_seed(0)
+    if reducers:
+        model, identity = reducers[0][1].model, tokens.identity
+    elif arguments.model:
+        model, identity = load_model(tokens, task), tokens.identity
+    else:
+        model, identity = _random_model(task), RANDOM_SHAPE
+    dtype = getattr(torch, arguments.dtype)
+    for module in (model, *(reducer for _, reducer in reducers)):
+        nn.Module.to(module, device=device, dtype=dtype).eval()
+    return Bench(
+        task=task,
+        source=DataSource("embedded") if embedded else DataSource("data_dir", arguments.data_dir),
+        tokens=tokens,
+        model=model,
+        identity=identity,
+        methods=() if reducers else _methods(arguments.methods, task),
+        reducers=tuple(reducers),
+        schedules=() if reducers else tuple(dict.fromkeys(arguments.schedule)),
+        paddings=tuple(padding for padding in PADDINGS if padding in arguments.padding),
+        rounds=arguments.rounds,
+        threads=torch.get_num_threads(),
+        texts=arguments.texts,
+        dtype=arguments.dtype,
+        device=device,
+    )
+
+
+def _random_model(task: Task) -> PreTrainedModel:
+    import transformers
+
+    head = "QuestionAnswering" if task.kind == "span_qa" else "SequenceClassification"
+    config = transformers.AutoConfig.for_model("bert", num_labels=task.num_labels)
+    return getattr(transformers, f"BertFor{head}")(config)
+
+
+def _methods(wanted: Sequence[str] | None, task: Task) -> tuple[str, ...]:
+    import methods
+    from benchmarks.experiments import supports
+
+    names = wanted or methods.available()
+    for name in names:
+        try:
+            methods.lookup(name)
+        except KeyError as error:
+            raise UserError(str(error.args[0])) from error
+    return tuple(name for name in dict.fromkeys(names) if name != "dense" and supports(name, task) is None)
+
+
+def _reducers(arguments: argparse.Namespace, task: Task, model: ModelRef) -> list[tuple[Path, TokenReducer]]:
+    import methods
+    from benchmarks.case_study import checkpoints
+    from benchmarks.embedded import skimbench_home
+
+    folders = list(arguments.reducer or ())
+    if arguments.trained:
+        found = checkpoints(skimbench_home(), model, pair=len(task.text_columns) == 2, task=task.name)
+        folders = [checkpoint.folder for checkpoint in found]
+        if not folders:
+            raise UserError(
+                f"no trained reducer of {task.name} in {skimbench_home() / 'checkpoints'}; train some first"
+            )
+    loaded = []
+    for folder in folders:
+        try:
+            loaded.append((folder, methods.load(str(folder))))
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(f"cannot load the reducer {folder}: {error}") from error
+    return loaded
+
+
+def _name(folder: Path, reducer: TokenReducer) -> str:
+    return f"{reducer.method_name}@{folder.name}"
+
+
+def _introduction(bench: Bench) -> str:
+    weights = (
+        "random weights of BERT-base's shape, so times only" if bench.identity == RANDOM_SHAPE else bench.tokens.title
+    )
+    return f"{bench.task.title}: {weights}; {bench.dtype}, {bench.threads} threads, {bench.device}"
+
+
+def measure(bench: Bench, batch_size: int, store: RunStore, *, quiet: bool = False) -> Record:
+    """The record of one batch size; measured if there is none."""
+    from benchmarks.latency_measure import compute, texts_of
+
+    texts = texts_of(bench, batch_size)
+    return store.run(bench.config(texts), lambda: compute(bench, texts, quiet=quiet))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

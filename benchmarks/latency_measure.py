@@ -1,0 +1,110 @@
+"""One cell of `benchmarks.latency`: all subjects of a batch size, timed in turns, beside their bare matrix products."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarks import latency_subjects
+from benchmarks.bare import record
+from benchmarks.data import load_rows, pad_token_id, tokenize
+from benchmarks.latency_subjects import STOCK, UNPADDED, Subject, Texts
+from benchmarks.models import load_tokenizer
+from benchmarks.progress import RunProgress
+from benchmarks.timing import Ratio, Samples, interleave, peak_memory_bytes
+
+if TYPE_CHECKING:
+    from benchmarks.latency import Bench
+
+LEAST_TEXTS = 8
+BARE = "bare "
+
+
+def texts_of(bench: Bench, batch_size: int) -> Texts:
+    """Random texts of the task's evaluation split: two batches, or as many as asked for."""
+    count = bench.texts or max(2 * batch_size, LEAST_TEXTS)
+    tokenizer = load_tokenizer(bench.tokens)
+    rows = load_rows(bench.task, bench.task.eval_splits[0], bench.source, max_samples=count)
+    features = tokenize(rows, bench.task, tokenizer, max_length=bench.task.sequence_length)
+    return Texts(
+        features=features[:count],
+        pad_id=pad_token_id(tokenizer),
+        batch_size=batch_size,
+        sequence_length=bench.task.sequence_length,
+        device=bench.device,
+    )
+
+
+def subjects_of(bench: Bench, texts: Texts) -> Iterator[Subject]:
+    """Dense ones first."""
+    yield from latency_subjects.stock_subjects(bench.model, texts, bench.paddings)
+    yield latency_subjects.unpadded_subject(bench.model, texts)
+    for folder, reducer in bench.reducers:
+        yield latency_subjects.trained_subject(folder, reducer, texts)
+    for schedule in bench.schedules:
+        for name in bench.methods:
+            yield latency_subjects.forced_subject(name, bench.model, texts, schedule)
+
+
+def compute(bench: Bench, texts: Texts, *, quiet: bool) -> dict[str, Any]:
+    """The metrics of a record."""
+    with torch.inference_mode():
+        subjects = list(subjects_of(bench, texts))
+        runs: dict[str, Callable[[], object]] = {}
+        for subject in subjects:
+            runs[subject.key] = subject.run
+            runs[BARE + subject.key] = record(subject.run).replay
+        with RunProgress((bench.rounds + 1) * len(runs), quiet=quiet) as progress:
+            progress.start_run(f"{len(subjects)} subjects, batch {texts.batch_size}, {bench.rounds} rounds")
+            samples = interleave(
+                runs, rounds=bench.rounds, device=bench.device, on_pass=lambda name: progress.advance(1)
+            )
+        peaks = {subject.key: peak_memory_bytes(subject.run, bench.device) for subject in subjects}
+    lengths = texts.lengths
+    return {
+        "texts": len(lengths),
+        "tokens": int(lengths.sum()),
+        "longest": int(lengths.max()),
+        "load_average": [round(value, 2) for value in os.getloadavg()],
+        "subjects": [_described(subject, samples, peaks, subjects) for subject in subjects],
+    }
+
+
+def _described(
+    subject: Subject, samples: dict[str, Samples], peaks: dict[str, int], subjects: list[Subject]
+) -> dict[str, Any]:
+    """A subject's figures, and its ratios to the dense ones."""
+    own, bare = samples[subject.key], samples[BARE + subject.key]
+    against = {}
+    for other in subjects:
+        if other.key == UNPADDED or other.key.startswith(STOCK):
+            theirs, flops = samples[other.key], other.macs / subject.macs
+            against[other.padding] = {
+                "flops": round(flops, 4),
+                "wall": Ratio.of(theirs.wall_s, own.wall_s).as_list(),
+                "cpu": Ratio.of(theirs.cpu_s, own.cpu_s).as_list(),
+                "bare_cpu": Ratio.of(samples[BARE + other.key].cpu_s, bare.cpu_s).as_list(),
+                "bare_wall": Ratio.of(samples[BARE + other.key].wall_s, bare.wall_s).as_list(),
+            }
+    return {
+        "key": subject.key,
+        "method": subject.method,
+        "title": subject.title,
+        "schedule": subject.schedule,
+        "padding": subject.padding,
+        "shares": subject.shares,
+        "macs": subject.macs,
+        "wall_s": [round(value, 6) for value in own.wall_s],
+        "cpu_s": [round(value, 6) for value in own.cpu_s],
+        "bare_wall_s": [round(value, 6) for value in bare.wall_s],
+        "bare_cpu_s": [round(value, 6) for value in bare.cpu_s],
+        "overhead": {
+            "wall": Ratio.of(own.wall_s, bare.wall_s).as_list(),
+            "cpu": Ratio.of(own.cpu_s, bare.cpu_s).as_list(),
+        },
+        "against": against,
+        "peak_memory_bytes": peaks[subject.key],
+    }

@@ -1,0 +1,128 @@
+"""The table and the figure of `benchmarks.latency`, from its records."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from benchmarks.console import print_table
+from benchmarks.files import writing
+from benchmarks.runs import Record
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TITLES = {"none": "dense, unpadded", "batch": "stock, batch", "sequence": "stock, sequence"}
+NOTE = """\
+Times are medians of interleaved passes; a time ratio is the median of the rounds' ratios, its quartiles behind it.
+*Against*: the dense model in stock transformers padded to the batch or to the task's length, or in our engine without
+padding. *FLOPs*: its executed multiply-adds over the method's. *Real.*, the realisation: time ratio / FLOPs ratio;
+*CPU*: the same from processor time, which does not see others on the machine. *Bound*: the realisation of the bare
+matrix products and attention calls alone, replayed at the same sizes. *Over.*, the engine's overhead: time / time of
+that replay. *MB*: the most memory that a pass holds above the weights."""
+
+
+def frame_of(records: Sequence[Record]) -> pd.DataFrame:
+    """One row per record, baseline and subject, numbers as numbers."""
+    return pd.DataFrame([row for record in records for row in _rows(record)])
+
+
+def _rows(record: Record) -> Iterator[dict[str, Any]]:
+    config, metrics = record["config"], record["metrics"]
+    for subject in metrics["subjects"]:
+        for padding in config["extra"]["paddings"]:
+            against = subject["against"][padding]
+            flops, wall, cpu = against["flops"], against["wall"], against["cpu"]
+            milliseconds = 1000 * statistics.median(subject["wall_s"])
+            yield {
+                "task": config["task"],
+                "backbone": config["backbone"],
+                "machine": config["extra"]["machine"],
+                "threads": config["extra"]["threads"],
+                "dtype": config["dtype"],
+                "batch_size": config["extra"]["batch_size"],
+                "baseline": padding,
+                "key": subject["key"],
+                "method": subject["method"],
+                "title": subject["title"],
+                "schedule": subject["schedule"],
+                "ms_per_text": milliseconds / metrics["texts"],
+                "tokens_per_s": 1000 * metrics["tokens"] / milliseconds,
+                "time_ratio": wall[0],
+                "time_ratio_low": wall[1],
+                "time_ratio_high": wall[2],
+                "flops_ratio": flops,
+                "realisation": wall[0] / flops,
+                "cpu_time_ratio": cpu[0],
+                "cpu_realisation": cpu[0] / flops,
+                "bound": against["bare_cpu"][0] / flops,
+                "overhead": subject["overhead"]["wall"][0],
+                "cpu_overhead": subject["overhead"]["cpu"][0],
+                "peak_memory_mb": subject["peak_memory_bytes"] / 1e6,
+                "records": record["config_hash"],
+            }
+
+
+def printed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table as people read it."""
+
+    def column(pattern: str, *names: str) -> list[str]:
+        return [pattern.format(*row) for row in frame[list(names)].itertuples(index=False)]
+
+    texts = {"Texts": frame["task"]} if frame["task"].nunique() > 1 else {}
+    return pd.DataFrame(
+        {
+            **texts,
+            "Batch": frame["batch_size"],
+            "Against": frame["baseline"].map(TITLES),
+            "Method": frame["title"],
+            "At": frame["schedule"],
+            "ms/text": column("{:.2f}", "ms_per_text"),
+            "Tokens/s": column("{:.0f}", "tokens_per_s"),
+            "Time": column("{:.2f}x ({:.2f}-{:.2f})", "time_ratio", "time_ratio_low", "time_ratio_high"),
+            "FLOPs": column("{:.2f}x", "flops_ratio"),
+            "Real.": column("{:.2f}", "realisation"),
+            "CPU": column("{:.2f}", "cpu_realisation"),
+            "Bound": column("{:.2f}", "bound"),
+            "Over.": column("{:.2f}", "overhead"),
+            "MB": column("{:.1f}", "peak_memory_mb"),
+        }
+    )
+
+
+def show(records: Sequence[Record], console: Console) -> None:
+    """Print the table."""
+    print_table(printed(frame_of(records)), "Time against FLOPs", console)
+
+
+def write(records: Sequence[Record], root: Path, command: str) -> list[Path]:
+    """Write the table `latency` (CSV, Markdown) and the figure below `root`; returns the paths, of the figure's SVG."""
+    from plots.latency import latency_figure
+    from plots.style import save
+
+    frame = frame_of(records)
+    folder = root / "tables"
+    paths = [folder / "latency.csv", folder / "latency.md"]
+    machine = f"Machine: {frame['machine'].iloc[0]}, {frame['threads'].iloc[0]} threads, {frame['dtype'].iloc[0]}; "
+    machine += f"weights: {frame['backbone'].iloc[0]}."
+    parts = ["# Time against FLOPs", f"Command: `{command}`", machine, NOTE, printed(frame).to_markdown(index=False)]
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        frame.to_csv(paths[0], index=False, float_format="%.6g")
+        paths[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    with writing(root / "figures"):
+        return paths + save(latency_figure(_points(frame)), root / "figures", "latency")[:1]
+
+
+def _points(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """What the figure shows: a panel per texts, batch size and baseline."""
+    several = frame["task"].nunique() > 1
+    rows = [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+    for row in rows:
+        panel = f"Batch {row['batch_size']}, against {TITLES[row['baseline']]}"
+        row["panel"] = f"{row['task']}: {panel}" if several else panel
+    return rows
