@@ -214,7 +214,7 @@ def _report(goal: Goal, outcome: Outcome, output: Path, store: RunStore, console
         lines.append(f"always the commonest class: {100 * said['commonest_class']:.1f} percent right")
     chosen = ", ".join(f"{name} {short(value)}" for name, value in said["options"].items())
     lines += [
-        f"chosen: {chosen}, after {len(said['trials'])} trials; {said['held_out']['speedup']:.2f}x on held-out rows",
+        f"chosen: {chosen}, trials: {len(said['trials'])}; {said['held_out']['speedup']:.2f}x on held-out rows",
         f"model: {output} (methods.load, or AutoModelForSequenceClassification after `import methods`)",
         f"record: {store.path(_config(outcome))}",
     ]
