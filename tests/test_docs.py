@@ -30,6 +30,10 @@ from tests.tiny import make_batch
 
 PAGES = {path.relative_to(PROJECT_ROOT).as_posix(): path for path in (PROJECT_ROOT / "README.md", *docs.pages())}
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
+# Commands that are run as they are, with what keeps one that measures short; of others, --help is.
+RUN = dict.fromkeys(("audit", "case_study", "runs", "report", "strategy", "completion"), ())
+SMALL = "--model model --data-dir data --tasks mood --texts 8 --rounds 1 --batch-sizes 1 --methods ltp --schedule 2x"
+RUN |= {"latency": tuple(SMALL.split())}
 COMMANDS = {
     f"{package.__name__}.{found.name}": importlib.import_module(f"{package.__name__}.{found.name}")
     for package in (benchmarks, plots)
@@ -106,7 +110,7 @@ def test_python_of_a_page_runs_from_top_to_bottom(reader, page):
 @pytest.mark.parametrize(("page", "code"), list(blocks("bash")))
 def test_commands_run(reader, capsys, page, code):
     for line in code.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
+        words = shlex.split(line.partition(" > ")[0], comments=True)
         if words:
             run(words)
 
@@ -128,6 +132,9 @@ def run(words):
     main, arguments = main_of(words[2]), words[3:]
     if "--dry-run" in help_of(main) and "--dry-run" not in arguments:
         arguments = [*arguments, "--dry-run"]
+    elif words[2].startswith("benchmarks."):
+        name = words[2].removeprefix("benchmarks.")
+        arguments = [*arguments, *RUN[name]] if name in RUN else ["--help"]
     status, said = outcome(main, arguments)
     assert status == 0 or MADE_BEFORE in said, said
 
