@@ -53,7 +53,7 @@ def commands() -> dict[str, Mapping[str, tuple[str, ...]]]:
     import benchmarks
     import plots
 
-    found = {}
+    found: dict[str, Mapping[str, tuple[str, ...]]] = {}
     for package in (benchmarks, plots):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             source = Path(str(module.module_finder.path), f"{module.name.rpartition('.')[2]}.py")  # type: ignore[union-attr]
