@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -19,7 +19,10 @@ from benchmarks.cli import Session, open_session, parser
 from benchmarks.console import add_json_flag, open_console, print_json, rows_of
 from benchmarks.errors import UserError
 from benchmarks.runs import RunStore
-from benchmarks.sweep import Outcome, execute, has_twin, left_out, planned
+from benchmarks.sweep import Outcome, execute, left_out
+
+if TYPE_CHECKING:
+    from benchmarks.costs import Expected
 
 WORTH = {
     "embedded": "a small model and small data: shows the machinery at work, reproduces no published number",
@@ -71,7 +74,7 @@ class Suite:
         if session.dry_run:
             runs = show_plan(session, console)
             if arguments.json:
-                print_json(runs=[{"run": label, "flops": flops} for label, flops in runs])
+                print_json(runs=[{"run": run.label, "flops": run.flops} for run in runs])
             return 0
         session = drop_missing_tasks(session, console)
         store = session.store()
@@ -101,19 +104,14 @@ def drop_missing_tasks(session: Session, console: Console) -> Session:
     return replace(session, tasks=kept)
 
 
-def show_plan(session: Session, console: Console) -> list[tuple[str, float]]:
-    """`--dry-run`: every run with its FLOPs, which are returned, touching neither network nor models."""
-    from benchmarks.costs import estimate, estimate_text
+def show_plan(session: Session, console: Console) -> list[Expected]:
+    """`--dry-run`: every run with its cost, which are returned, touching neither network nor models."""
+    from benchmarks.costs import estimate_text, expected_runs
 
-    runs = []
-    for experiment in planned(session):
-        cost = estimate(experiment)
-        runs.append((experiment.label, cost))
-        if has_twin(session, experiment):
-            runs.append((f"{experiment.label}: random dropping at its measured schedule", cost))
-    for label, cost in runs:
-        console.print(f"{label}: {estimate_text(cost)}", highlight=False)
-    console.print(f"in all: {estimate_text(sum(cost for _, cost in runs))}", highlight=False)
+    runs = expected_runs(session)
+    for run in runs:
+        console.print(f"{run.label}: {estimate_text(run.flops)}", highlight=False)
+    console.print(f"in all: {estimate_text(sum(run.flops for run in runs))}", highlight=False)
     return runs
 
 
