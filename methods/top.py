@@ -128,7 +128,8 @@ class Top(TokenReducer):
     def needs_scores(self, layer: int) -> bool:
         if self.training:
             return layer + 1 in self.locations or layer in self.ranked_layers
-        return layer + 1 in self.locations and not bool(self._row(layer + 1).all())
+        exporting = torch.compiler.is_exporting()  # a graph does not know its weights
+        return layer + 1 in self.locations and (exporting or not bool(self._row(layer + 1).all()))
 
     def before_layer(self, state: TokenState) -> Decision | None:
         """Training scales the input of each location; heads over tokens prune here."""
