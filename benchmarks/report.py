@@ -61,9 +61,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.parent.mkdir(parents=True, exist_ok=True)
         with replacing(output) as temporary:
             temporary.write_text(page, encoding="utf-8")
+    console = open_console()
+    for line in _told(root, arguments.results is None):
+        console.print(line, highlight=False, soft_wrap=True)
     size = f"{output.stat().st_size / 1e6:.1f} MB"
-    open_console().print(f"report: {output} ({size})", highlight=False, soft_wrap=True)
+    console.print(f"report: {output} ({size})", highlight=False, soft_wrap=True)
     return 0
+
+
+def _told(root: Path, by_default: bool) -> list[str]:
+    """What the reader of the page should know of the folder."""
+    lines = []
+    if by_default and not (root / "runs").is_dir():
+        lines.append(f"no results of yours in {root} yet: the page has the published ones")
+    if (root / "scratch" / "runs").is_dir():
+        lines.append(f"left out: {root / 'scratch'}, of uncommitted code; --results {root / 'scratch'} shows it")
+    return lines
 
 
 def read_all(root: Path, *, published: bool) -> list[Results]:
@@ -87,13 +100,9 @@ def build(all_results: Sequence[Results]) -> str:
     """The page."""
     from benchmarks.report_case import case_section
     from benchmarks.report_figures import figure_section
+    from benchmarks.report_latency import latency_section
     from benchmarks.report_layers import retention_section
-    from benchmarks.report_measured import (
-        LATENCY_LEAD,
-        other_section,
-        plain_section,
-        released_section,
-    )
+    from benchmarks.report_measured import other_section, released_section
     from benchmarks.report_papers import audit_section, paper_table
     from benchmarks.report_records import (
         Environments,
@@ -117,7 +126,7 @@ def build(all_results: Sequence[Results]) -> str:
         case_section(all_results),
         retention_section([*three, *four]),
         audit_section(all_results),
-        plain_section(all_results, "latency", "Latency", LATENCY_LEAD, "latency"),
+        latency_section(all_results),
         released_section(all_results),
         other_section(all_results, KNOWN),
     ]

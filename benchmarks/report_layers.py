@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.report_blocks import Block, Cell, HeadingBlock, ListBlock, Part, Row, Section, TableBlock, plain
@@ -33,67 +34,98 @@ def _command_title(suite: SuiteTable) -> str:
     return {"glue": "Table 3", "long": "Table 4"}[suite.table.name.partition("-")[0]]
 
 
-def _methods(suite: SuiteTable) -> Iterator[tuple[dict[str, str], tuple[str, ...]]]:
-    """The row of each method and task without padding, and the hashes of those of its records that are there."""
+@dataclass(frozen=True)
+class Measured:
+    """What one run of a method computed, per layer.
+
+    Attributes:
+        row: of the table that names the run. shares: of all tokens, in [0, 1]. retention: of the deciding tokens, where
+            these are known. seconds: of training. first: whether it is the first seed of its row.
+    """
+
+    row: dict[str, str]
+    run: str
+    shares: tuple[float, ...]
+    retention: tuple[float, ...]
+    seconds: float | None
+    first: bool
+
+
+def measured(suite: SuiteTable) -> Iterator[Measured]:
+    """The runs of all methods but the dense one, as the table has them; records without these numbers are skipped."""
     for row in suite.rows:
-        if row["method"] != "dense" and row["padding"] == "none" and not row["account"]:
-            runs = tuple(run for run in row["records"].split() if run in suite.results.records)
-            if runs:
-                yield row, runs
+        if row["method"] == "dense" or row["padding"] != "none" or row["account"]:
+            continue
+        for place, run in enumerate(row["records"].split()):
+            metrics = suite.results.records.get(run, {}).get("metrics", {})
+            try:
+                result = metrics["splits"][row["split"].partition("/")[2]]
+                shares = tuple(map(float, result["cost"]["ffn_share"]))
+                retention = tuple(map(float, result.get("retention") or ()))
+                seconds = float(metrics["train_seconds"]) if "train_seconds" in metrics else None
+            except (KeyError, TypeError, ValueError, AttributeError):
+                continue
+            if shares and len(retention) in (0, len(shares)):
+                yield Measured(row, run, shares, retention, seconds, place == 0)
 
 
 def _retention(suite: SuiteTable) -> TableBlock:
-    rows, layers = [], 0
-    for row, runs in _methods(suite):
-        split = row["split"].partition("/")[2]
-        result = suite.results.records[runs[0]]["metrics"]["splits"].get(split, {})
-        if not result.get("retention"):
-            continue
-        pairs = list(zip(result["retention"], result["cost"]["ffn_share"], strict=True))
-        layers = max(layers, len(pairs))
-        links = suite.results.anchors(runs[0])
-        shares = (
+    found = [one for one in measured(suite) if one.first and one.retention]
+    rows = [
+        [
             Cell((Part(f"{100 * kept:.0f}", f"{kept}"), Part(f"/ {100 * share:.0f}", f"{share}", "speed")), links)
-            for kept, share in pairs
-        )
-        rows.append(Row((plain(row["title"]), plain(row["task"]), *shares)))
-    return TableBlock(
-        caption="Deciding tokens still computed / all tokens still computed, in percent, per layer.",
-        columns=("Method", "Task", *(f"Layer {layer + 1}" for layer in range(layers))),
-        rows=tuple(rows),
-        numeric=frozenset(range(2, 2 + layers)),
-    )
+            for kept, share in zip(one.retention, one.shares, strict=True)
+        ]
+        for one in found
+        for links in [suite.results.anchors(one.run)]
+    ]
+    caption = "Deciding tokens still computed / all tokens still computed, in percent, per layer."
+    return _per_layer(caption, suite, found, (), rows)
 
 
 def _computed(suite: SuiteTable) -> TableBlock:
-    rows, layers = [], 0
-    for row, runs in _methods(suite):
-        metrics = suite.results.records[runs[0]]["metrics"]
-        result = metrics["splits"].get(row["split"].partition("/")[2])
-        if result is None:
-            continue
-        links = suite.results.anchors(runs[0])
-        shares = [plain(f"{100 * share:.0f}", links) for share in result["cost"]["ffn_share"]]
-        layers = max(layers, len(shares))
-        seconds = plain(f"{metrics['train_seconds']:,.0f}", links)
-        rows.append(Row((plain(row["title"]), plain(row["task"]), seconds, *shares)))
+    found = [one for one in measured(suite) if one.first]
+    rows = []
+    for one in found:
+        links = suite.results.anchors(one.run)
+        seconds = plain("" if one.seconds is None else f"{one.seconds:,.0f}", links if one.seconds is not None else ())
+        rows.append([seconds, *(plain(f"{100 * share:.0f}", links) for share in one.shares)])
+    caption = (
+        "Seconds of training, and tokens whose feed-forward each layer computed, in percent of all tokens (first seed)."
+    )
+    return _per_layer(caption, suite, found, ("Training, s",), rows)
+
+
+def _per_layer(
+    caption: str, suite: SuiteTable, found: Sequence[Measured], before: tuple[str, ...], rows: Sequence[Sequence[Cell]]
+) -> TableBlock:
+    """A table with a column per layer of the deepest model; shallower ones leave the last ones empty."""
+    several = len({row["model"] for row in suite.rows}) > 1
+    names = ("Method", "Task", "Model") if several else ("Method", "Task")
+    layers = max((len(one.shares) for one in found), default=0)
+    width = len(before) + layers
+    lines = []
+    for one, cells in zip(found, rows, strict=True):
+        named = [one.row["title"], one.row["task"], one.row["model"]][: len(names)]
+        lines.append(Row((*map(plain, named), *cells, *(plain("") for _ in range(width - len(cells))))))
     return TableBlock(
-        caption="Seconds of training, and tokens whose feed-forward each layer computed, in percent of all tokens"
-        " (first seed).",
-        columns=("Method", "Task", "Training, s", *(f"Layer {layer + 1}" for layer in range(layers))),
-        rows=tuple(rows),
-        numeric=frozenset(range(2, 3 + layers)),
+        caption=caption,
+        columns=(*names, *before, *(f"Layer {layer + 1}" for layer in range(layers))),
+        rows=tuple(lines),
+        numeric=frozenset(range(len(names), len(names) + width)),
     )
 
 
 def layer_rows(suite: SuiteTable) -> list[dict[str, Any]]:
     """Figure 4's rows, one per task, method and seed: "task", "title", "method", "shares" of tokens per layer."""
-    rows: list[dict[str, Any]] = []
-    for row, runs in _methods(suite):
-        split = row["split"].partition("/")[2]
-        for run in runs if not row["of"] else ():
-            result = suite.results.records[run]["metrics"]["splits"].get(split)
-            if result is not None:
-                about = {"task": row["task"], "title": row["title"], "method": row["method"]}
-                rows.append(about | {"shares": result["cost"]["ffn_share"]})
-    return rows
+    several = len({row["model"] for row in suite.rows}) > 1
+    return [
+        {
+            "task": f"{one.row['task']}, {one.row['model']}" if several else one.row["task"],
+            "title": one.row["title"],
+            "method": one.row["method"],
+            "shares": one.shares,
+        }
+        for one in measured(suite)
+        if not one.row["of"]
+    ]

@@ -1,4 +1,4 @@
-"""The report's parts for what other commands left: as released, latency, and tables that have no part of their own."""
+"""The report's parts for what other commands left: as released, and tables that have no part of their own."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ from benchmarks.tasks import TASKS
 RELEASED_LEAD = (
     "The same trained weights run both ways: tokens removed, and as the published code does it. Read the speed-ups "
     "first: code that only hides tokens executes all of them; then how many predictions it changes."
-)
-LATENCY_LEAD = (
-    "Measured time, dense and method interleaved in one run. Read the ratio with its spread, and realisation: how much "
-    "of the FLOPs speed-up the clock sees."
 )
 OTHER_LEAD = "Tables in the results folder that other commands wrote, as they are."
 
@@ -38,8 +34,7 @@ def _linked(block: TableBlock, table: Table, results: Results) -> TableBlock:
     anchors = {
         line: results.anchors(run)
         for run, record in results.records.items()
-        if record["kind"] == as_released.KIND and record["status"] == "ok"
-        for line in [_line(record, table.columns)]
+        if record["kind"] == as_released.KIND and record["status"] == "ok" and (line := _line(record, table.columns))
     }
     rows = []
     for row, texts in zip(block.rows, table.rows, strict=True):
@@ -52,21 +47,16 @@ def _linked(block: TableBlock, table: Table, results: Results) -> TableBlock:
 
 
 def _line(record: Record, columns: Sequence[str]) -> tuple[str, ...]:
-    """What a record says under the columns of a table."""
+    """What a record says under the columns of a table; nothing if it is of another version."""
     import methods
 
     config = record["config"]
-    task = TASKS[config["task"]].title if config["task"] in TASKS else config["task"]
-    row = as_released.table_row(methods.lookup(config["method"]).traits.title, task, record["metrics"])
+    try:
+        task = TASKS[config["task"]].title if config["task"] in TASKS else config["task"]
+        row = as_released.table_row(methods.lookup(config["method"]).traits.title, task, record["metrics"])
+    except (KeyError, TypeError, ValueError):
+        return ()
     return tuple(row.get(column, "") for column in columns)
-
-
-def plain_section(all_results: Sequence[Results], anchor: str, title: str, lead: str, name: str) -> Section | None:
-    """The tables of one command as they are; their column `records`, if there is one, leads to the records."""
-    blocks: list[Block] = []
-    for results, table in tables_of(all_results, name):
-        blocks += _whole(results, table)
-    return Section(anchor, title, lead, tuple(blocks)) if blocks else None
 
 
 def other_section(all_results: Sequence[Results], known: Collection[str]) -> Section | None:

@@ -19,7 +19,7 @@ from methods.backbone import Backbone, build_model, head_of
 from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Traits, build_options
 from methods.encoder import MODES, encode
 from methods.native import class_of, with_head
-from methods.recipes import Stage, Trial, fine_tuning_stage
+from methods.recipes import Stage, Trial, Work, fine_tuning_stage
 from methods.registry import lookup
 from methods.saving import SavedModel
 from methods.state import Decision, Inputs, StateOptions, TokenState
@@ -141,6 +141,11 @@ class TokenReducer(SavedModel):
             family: the backbone's model type, where a paper trains families differently.
         """
         return [fine_tuning_stage(recipe)]
+
+    @classmethod
+    def stage_work(cls, stage: Stage, options: Mapping[str, Any]) -> Work:
+        """About how much a stage of this method computes under `options`."""
+        return stage.work
 
     @classmethod
     def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:
