@@ -2,8 +2,8 @@
 
 A graph is exported in masked mode: every token is computed and dropped ones are hidden, so its predictions are those of
 the packed model while it saves nothing. How many tokens survive depends on the text, and graphs of fixed operators do
-not lay ragged batches out; really removing tokens needs the library. `torch.compile` around a packed reducer breaks its
-graph wherever tokens are counted, and gains nothing; compile the stock modules inside instead.
+not lay ragged batches out; really removing tokens needs the library. `torch.compile` takes a packed reducer and gives
+its logits, but in pieces: the graph breaks at every removal, whose lengths the host has to know.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def export_program(reducer: TokenReducer) -> torch.export.ExportedProgram:
     length = torch.export.Dim("length", min=2, max=longest)
     width = min(longest, 7)
     ids = torch.ones(3, width, dtype=torch.long, device=reducer.device)
-    mask = (torch.arange(width, device=ids.device) < torch.tensor([[width], [width - 2], [2]], device=ids.device)).long()
+    mask = (
+        torch.arange(width, device=ids.device) < torch.tensor([[width], [width - 2], [2]], device=ids.device)
+    ).long()
     example: Mapping[str, Tensor] = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
     try:
         with torch.no_grad():
