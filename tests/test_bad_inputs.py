@@ -21,6 +21,7 @@ from benchmarks import (
     experiment_data,
     glue,
     long,
+    pareto,
     plan,
     report,
     runs_command,
@@ -44,6 +45,7 @@ COMMANDS = {
     "plan": plan.main,
     "runs": runs_command.main,
     "strategy": strategy.main,
+    "pareto": pareto.main,
     "embedded": embedded.main,
     "accelerate": accelerate.main,
 }
@@ -268,6 +270,18 @@ ARGUMENTS: dict[str, Case] = {
         ["no records and no tables in data"],
     ),
     "report: unknown flag": ("report", ["--all"], None, ["unrecognized arguments: --all", "--help"]),
+    "pareto: no points": ("pareto", [*LOCAL, "--points", "0"], None, ["--points must be at least 1, got 0"]),
+    "pareto: no budget": ("pareto", [*LOCAL, "--budget", "0"], None, ["--budget is in minutes", "more than 0"]),
+    "pareto: budget that is no number": ("pareto", [*LOCAL, "--budget", "long"], None, ["--budget", "'long'"]),
+    "pareto: unknown task": ("pareto", [*LOCAL, "--dataset", "moood"], None, ["no task 'moood'"]),
+    "pareto: no records": ("pareto", ["--from-records", "--results", "data"], None, ["no finished runs in data"]),
+    "pareto: no records of a task": (
+        "pareto",
+        ["--from-records", "--results", "data", "--dataset", "mood"],
+        None,
+        ["no finished runs in"],
+    ),
+    "pareto: no stand-in": ("pareto", ["--profile", "embedded", "--dataset", "imdb"], None, ["nor a stand-in for it"]),
     "embedded: unknown task": ("embedded", ["--tasks", "sst2"], None, ["--tasks", "'sst2'", "vader_sentiment"]),
 }
 
