@@ -11,6 +11,7 @@ Usage: ./reproduce.sh TARGET [ARGUMENTS...]
   glue    Table 3: every method on GLUE, or on the embedded data where there is no GPU (python -m benchmarks.glue)
   long    Table 4: every method on long texts: SQuAD v2, 20News, Yelp, IMDB, or embedded ones (python -m benchmarks.long)
   latency time of every method against dense models, interleaved, beside the FLOPs (python -m benchmarks.latency)
+  bench   the gate against slow-downs, with its history (python -m benchmarks.regression)
   audit   the papers' tables against their own arithmetic; Tables 1 and 2 (python -m benchmarks.audit)
   report  one HTML page of all results: tables, figures, case study, audit, every number with its record
           (python -m benchmarks.report)
@@ -80,8 +81,8 @@ target=${1:-help}
 if [ $# -gt 0 ]; then shift; fi
 case $target in
   help | -h | --help) usage; exit ;;
-  setup | glue | long | latency | audit | report | test) ;;
-  *) say "unknown target '$target'; the targets are setup, glue, long, latency, audit, report, test and help"; exit 2 ;;
+  setup | glue | long | latency | bench | audit | report | test) ;;
+  *) say "unknown target '$target'; the targets are setup, glue, long, latency, bench, audit, report, test and help"; exit 2 ;;
 esac
 
 if [ "${NO_INSTALL:-}" = 1 ]; then
@@ -100,6 +101,6 @@ fi
 
 case $target in
   setup) say "ready; next: ./reproduce.sh glue" ;;
-  glue | long | latency | audit | report) exec "$python" -m "benchmarks.$target" "$@" ;;
+  glue | long | latency | bench | audit | report) exec "$python" -m "benchmarks.$target" "$@" ;;
   test) exec "$python" -m pytest "$@" ;;
 esac
