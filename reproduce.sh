@@ -101,6 +101,7 @@ fi
 
 case $target in
   setup) say "ready; next: ./reproduce.sh glue" ;;
-  glue | long | latency | bench | audit | report) exec "$python" -m "benchmarks.$target" "$@" ;;
+  bench) exec "$python" -m benchmarks.regression "$@" ;;
+  glue | long | latency | audit | report) exec "$python" -m "benchmarks.$target" "$@" ;;
   test) exec "$python" -m pytest "$@" ;;
 esac
