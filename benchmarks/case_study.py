@@ -8,19 +8,17 @@ earlier command left. A pair is read in the order given; for question answering,
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 import shlex
 import sys
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.cli import OWN_RESULTS, run_command
 from benchmarks.console import open_console
 from benchmarks.errors import Parser, UserError
+from benchmarks.trained import checkpoints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,63 +29,6 @@ if TYPE_CHECKING:
 
 PAGE = OWN_RESULTS / "case_study.html"
 HEADING = "What each method did with each token"
-_CHECKPOINT = re.compile(r"(?P<task>.+)-(?P<method>[a-z0-9_+]+)-(?P<run>[0-9a-f]{12})")  # as running.checkpoint_folder
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A trained reducer left by a command: task, method and run from the folder's name, and when it was written."""
-
-    folder: Path
-    task: str
-    method: str
-    run: str
-    written: float
-
-
-def checkpoints(
-    home: Path, model: ModelRef, *, pair: bool, task: str | None = None, recorded: Collection[str] = ()
-) -> list[Checkpoint]:
-    """The newest reducer of each method on one task, of those that fit.
-
-    Args:
-        home: see `benchmarks.embedded.skimbench_home`. model: the encoder that they were trained from.
-        pair: whether two texts are given, or one.
-        task: default: the task with the newest reducer.
-        recorded: runs that come before newer ones of the same method, as their records are at hand.
-    Returns:
-        In alphabetical order of methods, without the dense model and random dropping; empty if there is none.
-    """
-    from benchmarks.tasks import TASKS
-
-    found = []
-    for folder in (home / "checkpoints").glob("*"):
-        match = _CHECKPOINT.fullmatch(folder.name)
-        if match is None or match["task"] not in TASKS or match["method"] in ("dense", "random"):
-            continue
-        fits = (len(TASKS[match["task"]].text_columns) == 2) == pair and task in (None, match["task"])
-        if fits and _is_from(folder, model):
-            found.append(Checkpoint(folder, match["task"], match["method"], match["run"], folder.stat().st_mtime))
-    if not found:
-        return []
-    chosen = max(found, key=lambda checkpoint: checkpoint.written).task
-    own = sorted((one for one in found if one.task == chosen), key=lambda one: (one.run in recorded, one.written))
-    newest = {checkpoint.method: checkpoint for checkpoint in own}
-    return [newest[method] for method in sorted(newest)]
-
-
-def _is_from(folder: Path, model: ModelRef) -> bool:
-    """Whether a reducer's backbone has the sizes of `model`, a folder."""
-    sizes = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
-    try:
-        own = json.loads((folder / "config.json").read_text(encoding="utf-8"))["backbone_config"]
-        other = json.loads((Path(model.source) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return all(own.get(name) == other.get(name) for name in sizes)
-
-
-# The command ----------------------------------------------------------------------------------------------------------
 
 
 def parser() -> argparse.ArgumentParser:
@@ -207,7 +148,7 @@ def _shown(example: Example, arguments: argparse.Namespace, results: Path) -> Sh
     from benchmarks.models import load_tokenizer
     from benchmarks.tasks import TASKS
 
-    model, pair = _folder(_model(arguments)), len(example.texts) == 2
+    model, pair = _model(arguments), len(example.texts) == 2
     recorded = {path.stem.rpartition("-")[2] for path in (results / "runs").rglob("*.json")}
     for name in example.tasks:
         found = checkpoints(skimbench_home(), model, pair=pair, task=name, recorded=recorded)
@@ -232,12 +173,6 @@ def _shown(example: Example, arguments: argparse.Namespace, results: Path) -> Sh
     )
 
 
-def _folder(model: ModelRef) -> ModelRef:
-    if not model.is_folder:
-        raise UserError("without --reducer, --model has to be a folder; name the reducers with --reducer")
-    return model
-
-
 def _views(arguments: argparse.Namespace) -> list[MethodView]:
     """What each reducer does with the text of the command line."""
     from benchmarks.embedded import skimbench_home
@@ -252,7 +187,7 @@ def _views(arguments: argparse.Namespace) -> list[MethodView]:
         folders = [(folder, str(folder), ()) for folder in arguments.reducer]
     else:
         home = skimbench_home()
-        own = checkpoints(home, _folder(model), pair=arguments.second is not None, task=arguments.task)
+        own = checkpoints(home, model, pair=arguments.second is not None, task=arguments.task)
         own = [one for one in own if one.method in (arguments.methods or (one.method,))]
         if not own:
             raise UserError(_none_there(arguments, home))

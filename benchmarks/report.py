@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.cli import OWN_RESULTS, run_command
@@ -23,7 +24,7 @@ TITLE = "Transformer encoders that do not compute every token"
 INTRODUCTION = (
     "Every published method behind one interface, really removing tokens, measured with one ruler. All numbers on this "
     "page come from records: follow a number to the run that made it, with its configuration, seed, code revision and "
-    "machine.",
+    "machine."
 )
 
 
@@ -60,9 +61,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.parent.mkdir(parents=True, exist_ok=True)
         with replacing(output) as temporary:
             temporary.write_text(page, encoding="utf-8")
+    console = open_console()
+    for line in _told(root, arguments.results is None):
+        console.print(line, highlight=False, soft_wrap=True)
     size = f"{output.stat().st_size / 1e6:.1f} MB"
-    open_console().print(f"report: {output} ({size})", highlight=False, soft_wrap=True)
+    console.print(f"report: {output} ({size})", highlight=False, soft_wrap=True)
     return 0
+
+
+def _told(root: Path, by_default: bool) -> list[str]:
+    """What the reader of the page should know of the folder."""
+    lines = []
+    if by_default and not (root / "runs").is_dir():
+        lines.append(f"no results of yours in {root} yet: the page has the published ones")
+    if (root / "scratch" / "runs").is_dir():
+        lines.append(f"left out: {root / 'scratch'}, of uncommitted code; --results {root / 'scratch'} shows it")
+    return lines
 
 
 def read_all(root: Path, *, published: bool) -> list[Results]:
@@ -79,12 +93,14 @@ def read_all(root: Path, *, published: bool) -> list[Results]:
     found = [results for results in found if not results.is_empty]
     if not found:
         raise UserError(f"no records and no tables in {root}; run ./reproduce.sh glue first, or choose with --results")
-    return found
+    return found if len(found) > 1 else [replace(found[0], title="")]
 
 
 def build(all_results: Sequence[Results]) -> str:
     """The page."""
     from benchmarks.report_case import case_section
+    from benchmarks.report_figures import figure_section
+    from benchmarks.report_layers import retention_section
     from benchmarks.report_measured import (
         LATENCY_LEAD,
         other_section,
@@ -99,7 +115,7 @@ def build(all_results: Sequence[Results]) -> str:
         failed_section,
         records_section,
     )
-    from benchmarks.report_suites import headline, retention_section, suite_section, suite_tables
+    from benchmarks.report_suites import headline, suite_section, suite_tables
     from benchmarks.token_html import STYLE
 
     three, four = (list(suite_tables(all_results, name)) for name in ("glue", "long"))
@@ -109,6 +125,8 @@ def build(all_results: Sequence[Results]) -> str:
         paper_table(all_results, "table2"),
         suite_section("table3", "Table 3: scores and speed-ups", three),
         suite_section("table4", "Table 4: long texts", four),
+        figure_section(all_results, "figure3", "pareto"),
+        figure_section(all_results, "figure4", "strategy", [*three, *four]),
         case_section(all_results),
         retention_section([*three, *four]),
         audit_section(all_results),
@@ -124,10 +142,22 @@ def build(all_results: Sequence[Results]) -> str:
         environment_section(environments),
         records_section(all_results, environments),
     ]
-    return draw(TITLE, [part for part in parts if part], introduction=INTRODUCTION, style=STYLE)
+    introduction = (INTRODUCTION, *_counted(all_results))
+    return draw(TITLE, [part for part in parts if part], introduction=introduction, style=STYLE)
 
 
-KNOWN = ("glue", "long", "table1", "table2", "audit", "latency", "as_released")
+def _counted(all_results: Sequence[Results]) -> list[str]:
+    """A sentence per folder with records: how many, and when they were made."""
+    lines = []
+    for results in all_results:
+        days = sorted(record["started_at"][:10] for record in results.records.values())
+        if days:
+            made = f"on {days[0]}" if days[0] == days[-1] else f"from {days[0]} to {days[-1]}"
+            lines.append(f"{len(days)} {results.title} records, made {made}.".replace("  ", " "))
+    return lines
+
+
+KNOWN = ("glue", "long", "table1", "table2", "pareto", "strategy", "audit", "latency", "as_released")
 
 
 def _links(part: Section | FoldBlock) -> set[str]:

@@ -58,7 +58,7 @@ def _example(results: Results, example: Shown) -> list[Block]:
         for links in [results.anchors(run)]
     )
     return [
-        HeadingBlock(f"{example.title}, reducers trained on {example.task}", results.title),
+        HeadingBlock(f"{example.title} (reducers trained on {example.task})", results.title),
         TextBlock(example.about),
         MarkupBlock(drawn),
         TableBlock(

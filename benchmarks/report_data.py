@@ -57,6 +57,11 @@ class Table:
         return rows
 
 
+def command_of(table: Table) -> str:
+    """The command that wrote a table, from the file's name: what stands before the profile."""
+    return table.name.partition("-")[0]
+
+
 def is_number(text: str) -> bool:
     """Whether a text of a file is a finite number."""
     try:
@@ -167,8 +172,8 @@ def _commands(tables: Iterable[Table]) -> dict[str, tuple[str, ...]]:
     """The commands of the tables that name a record, by the record's hash."""
     found: dict[str, list[str]] = {}
     for table in tables:
-        if "records" not in table.columns or not table.command:
-            continue
+        if "records" not in table.columns or not table.command or command_of(table) == "strategy":
+            continue  # `strategy` draws what others measured
         place = table.columns.index("records")
         for run in dict.fromkeys(run for row in table.rows for run in row[place].split()):
             found.setdefault(run, []).append(table.command)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from benchmarks import as_released
 from benchmarks.report_blocks import Block, CommandBlock, HeadingBlock, ListBlock, Section, TableBlock, verbatim
-from benchmarks.report_data import Results, Table
+from benchmarks.report_data import Results, Table, command_of
 from benchmarks.runs import Record
 from benchmarks.tasks import TASKS
 
@@ -38,8 +38,7 @@ def _linked(block: TableBlock, table: Table, results: Results) -> TableBlock:
     anchors = {
         line: results.anchors(run)
         for run, record in results.records.items()
-        if record["kind"] == as_released.KIND and record["status"] == "ok"
-        for line in [_line(record, table.columns)]
+        if record["kind"] == as_released.KIND and record["status"] == "ok" and (line := _line(record, table.columns))
     }
     rows = []
     for row, texts in zip(block.rows, table.rows, strict=True):
@@ -52,12 +51,15 @@ def _linked(block: TableBlock, table: Table, results: Results) -> TableBlock:
 
 
 def _line(record: Record, columns: Sequence[str]) -> tuple[str, ...]:
-    """What a record says under the columns of a table."""
+    """What a record says under the columns of a table; nothing if it is of another version."""
     import methods
 
     config = record["config"]
-    task = TASKS[config["task"]].title if config["task"] in TASKS else config["task"]
-    row = as_released.table_row(methods.lookup(config["method"]).traits.title, task, record["metrics"])
+    try:
+        task = TASKS[config["task"]].title if config["task"] in TASKS else config["task"]
+        row = as_released.table_row(methods.lookup(config["method"]).traits.title, task, record["metrics"])
+    except (KeyError, TypeError, ValueError):
+        return ()
     return tuple(row.get(column, "") for column in columns)
 
 
@@ -85,11 +87,6 @@ def tables_of(all_results: Sequence[Results], name: str) -> Iterator[tuple[Resul
         for table in results.tables.values():
             if command_of(table) == name:
                 yield results, table
-
-
-def command_of(table: Table) -> str:
-    """The command that wrote a table, from the file's name: what stands before the profile."""
-    return table.name.partition("-")[0]
 
 
 def _profile(table: Table) -> str:

@@ -64,23 +64,23 @@ def audit_section(all_results: Sequence[Results]) -> Section | None:
     rows = table.dicts(AUDIT_COLUMNS)
     computed = {finding.id: finding for finding in all_findings()}
     fresh = {key: list(group) for key, group in groupby(_long(computed.values()), lambda row: row["finding"])}
-    summary, folds = [], []
+    summary: list[Row] = []
+    folds: dict[str, list[Block]] = {}
     for name, group in groupby(rows, lambda row: row["finding"]):
         own = list(group)
         finding = computed.get(name) if own == fresh.get(name) else None
-        folds.append((own[0]["paper"], _finding(results, name, own, finding)))
+        folds.setdefault(own[0]["paper"], []).append(_finding(results, name, own, finding))
         summary.append(_summary_row(name, own, finding))
     blocks: list[Block] = [
         TableBlock(
-            caption="; ".join(_counts(rows)) + ".",
-            columns=("Finding", "Verdict", "Paper", "Claim"),
+            caption=f"{len(summary)} findings. {'; '.join(_counts(rows))}.",
+            columns=("Claim", "Verdict", "Paper", "Finding"),
             rows=tuple(summary),
         )
     ]
     blocks += [CommandBlock(table.command)] if table.command else []
-    for paper, members in groupby(folds, lambda fold: fold[0]):
-        blocks.append(HeadingBlock(PAPERS.get(paper, paper)))
-        blocks += [fold for _, fold in members]
+    for paper, members in folds.items():
+        blocks += [HeadingBlock(PAPERS.get(paper, paper)), *members]
     return Section("audit", "The papers' tables, checked", AUDIT_LEAD, tuple(blocks))
 
 
@@ -91,17 +91,17 @@ def _long(findings: Iterable[Finding]) -> list[dict[str, str]]:
 
 def _counts(rows: Sequence[dict[str, str]]) -> list[str]:
     verdicts = list({row["finding"]: row["verdict"] for row in rows}.values())
-    return [f"{verdict}: {verdicts.count(verdict)}" for verdict in dict.fromkeys(verdicts)]
+    return [f"{verdict.capitalize()}: {verdicts.count(verdict)}" for verdict in dict.fromkeys(verdicts)]
 
 
 def _summary_row(name: str, rows: Sequence[dict[str, str]], finding: Finding | None) -> Row:
-    verdict = rows[0]["verdict"]
+    verdict, links = rows[0]["verdict"], (f"finding-{name}",)
     return Row(
         (
-            plain(name, (f"finding-{name}",)),
+            plain(finding.claim if finding else name, links, css="wrap"),
             plain(verdict, css=VERDICT_STYLE.get(verdict, "")),
             plain(PAPERS.get(rows[0]["paper"], rows[0]["paper"])),
-            plain(finding.claim if finding else "", css="wrap"),
+            plain(name, links),
         )
     )
 

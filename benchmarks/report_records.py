@@ -24,7 +24,7 @@ from benchmarks.runs import Record
 from benchmarks.tasks import TASKS
 
 ENVIRONMENT_LEAD = (
-    "Where the numbers come from: scores and FLOPs do not depend on the machine, seconds do. Load is the number of "
+    "Where the numbers come from. FLOPs do not depend on the machine, scores hardly, seconds do. Load is the number of "
     "processes that wanted a core while a run was recorded."
 )
 RECORDS_LEAD = (
@@ -126,9 +126,8 @@ def alone_section(all_results: Sequence[Results], linked: set[str]) -> Section |
     for results in all_results:
         for run, record in results.records.items():
             if record["status"] == "ok" and results.anchor(run) not in linked:
-                score = record["metrics"].get("score")
-                links = results.anchors(run)
-                shown = plain("") if score is None else number(str(100 * score), "{:.1f}", links)
+                score, links = _score(record), results.anchors(run)
+                shown = plain("") if score is None else number(str(score), "{:.1f}", links)
                 rows.append(Row((plain(run, links), *_place(record), shown)))
     block = TableBlock(
         caption="A table names the runs that its command asked for; these are others, such as the dense models that "
@@ -138,6 +137,12 @@ def alone_section(all_results: Sequence[Results], linked: set[str]) -> Section |
         numeric=frozenset({5}),
     )
     return Section("alone", "Runs in no table", "", (block,)) if rows else None
+
+
+def _score(record: Record) -> float | None:
+    """In percent; None for kinds of records that have none."""
+    score = record["metrics"].get("score")
+    return 100 * score if isinstance(score, int | float) else None
 
 
 def records_section(all_results: Sequence[Results], environments: Environments) -> Section | None:
@@ -154,9 +159,9 @@ def records_section(all_results: Sequence[Results], environments: Environments) 
 def _record(results: Results, run: str, record: Record, environments: Environments) -> FoldBlock:
     config = record["config"]
     title = TASKS[config["task"]].title if config.get("task") in TASKS else str(config.get("task"))
-    score = record["metrics"].get("score")
+    score = _score(record)
     summary = [run, str(record["kind"]), title, str(config.get("method")), f"seed {config.get('seed')}"]
-    summary += [f"{100 * score:.1f}"] if isinstance(score, int | float) else []
+    summary += [f"{score:.1f}"] if score is not None else []
     summary += ["failed"] if record["status"] == "failed" else []
     commands = results.commands.get(run) or _commands_of_kind(results, record["kind"])
     facts = [("Command", " or ".join(commands) or "not named by any table here")]

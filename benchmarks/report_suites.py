@@ -1,4 +1,4 @@
-"""The report's headline, Tables 3 and 4 and what the layers kept, from the CSV files of `glue` and `long`."""
+"""The report's headline, Tables 3 and 4, from the CSV files of `glue` and `long`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from benchmarks.report_blocks import (
     CommandBlock,
     FoldBlock,
     HeadingBlock,
-    ListBlock,
     Part,
     Row,
     Section,
@@ -25,7 +24,7 @@ from benchmarks.report_blocks import (
     verbatim,
 )
 from benchmarks.report_data import Results, Table
-from benchmarks.tables import DASH, KEEP_NOTE, PADDING_TITLES
+from benchmarks.tables import DASH, PADDING_TITLES
 
 COLUMNS = (
     "model", "method", "of", "title", "account", "padding", "task", "split", "metric", "measured", "spread", "seeds",
@@ -107,13 +106,14 @@ def _compared(suite: SuiteTable, rows: Sequence[dict[str, str]]) -> list[Block]:
     caption = (
         f"{dense['metric'].replace('_', ' ').capitalize()} in percent, {seeds}. "
         f"{len(beaten)} of {len(judged)} methods are above their random twin. "
-        "Full dot: the method; open dot: its twin; dashed line: the dense model."
+        "Full dot: the method; open dot: its twin; dashed line: the dense model. Tokens: share computed "
+        "over all layers."
     )
     block = TableBlock(
         caption=caption,
-        columns=("Method", "", "Score", "Against dense", "Random", "Against random", "Speed-up", "Tokens computed"),
+        columns=("Method", "Score", "Speed-up", "", "vs dense", "Random", "vs random", "Tokens"),
         rows=tuple(lines),
-        numeric=frozenset(range(2, 8)),
+        numeric=frozenset({1, 2, 4, 5, 6, 7}),
     )
     heading = HeadingBlock(f"{dense['task']}, {dense['model']}", f"{suite.results.title} {suite.title}".strip())
     return [heading, block]
@@ -132,8 +132,8 @@ def _dense_row(suite: SuiteTable, dense: dict[str, str], scale: tuple[float, flo
     links = suite.results.anchors(dense["records"])
     strip = _strip(scale, dense=float(dense["measured"]), own=None, twin=None)
     score = number(dense["measured"], "{:.1f}", links)
-    cells = (plain("Dense"), Cell((), drawing=strip), score, plain(""), plain(""), plain(""))
-    return Row((*cells, number(dense["speedup"], "{:.2f}x", links), plain("")))
+    speed = number(dense["speedup"], "{:.2f}x", links)
+    return Row((plain("Dense"), score, speed, Cell((), drawing=strip), *(plain("") for _ in range(4))))
 
 
 def _method_row(
@@ -154,12 +154,12 @@ def _method_row(
     )
     cells = [
         plain(row["title"]),
-        Cell((), drawing=strip),
         Cell(_score(row), links),
+        number(row["speedup"], "{:.2f}x", links),
+        Cell((), drawing=strip),
         plain(_signed(_ahead(row, dense))),
         Cell(_score(twin), suite.results.anchors(twin["records"])) if twin else plain(DASH),
         plain(_signed(_ahead(row, twin)), css=css) if twin else plain(DASH),
-        number(row["speedup"], "{:.2f}x", links),
         plain(f"{100 * float(row['keep_ratio']):.0f} %" if row["keep_ratio"] else DASH, links),
     ]
     return Row(tuple(cells))
@@ -278,82 +278,3 @@ def _reported(suite: SuiteTable) -> TableBlock:
         rows=tuple(rows),
         numeric=frozenset(range(3, 9)),
     )  # fmt: skip
-
-
-# What the layers kept -------------------------------------------------------------------------------------------------
-
-RETENTION_LEAD = (
-    "What stays when tokens go. Where the deciding words are known (synthetic tasks), the share of them that each "
-    "layer still computes stands beside the share of all tokens; a method that knows what matters keeps the first "
-    "high while the second falls."
-)
-
-
-def retention_section(suites: Sequence[SuiteTable]) -> Section | None:
-    """Deciding tokens, then shares of tokens and seconds of training per method and task."""
-    blocks: list[Block] = []
-    for suite in suites:
-        retention, computed = _retention(suite), _computed(suite)
-        if not computed.rows:
-            continue
-        blocks.append(HeadingBlock(f"{_command_title(suite)}, {suite.title}", suite.results.title))
-        blocks += [retention] if retention.rows else []
-        blocks += [computed, ListBlock((KEEP_NOTE,))]
-    return Section("retention", "What the layers kept", RETENTION_LEAD, tuple(blocks)) if blocks else None
-
-
-def _command_title(suite: SuiteTable) -> str:
-    return {"glue": "Table 3", "long": "Table 4"}[suite.table.name.partition("-")[0]]
-
-
-def _methods(suite: SuiteTable) -> Iterator[tuple[dict[str, str], tuple[str, ...]]]:
-    """The row of each method and task without padding, and the hashes of those of its records that are there."""
-    for row in suite.rows:
-        if row["method"] != "dense" and row["padding"] == "none" and not row["account"]:
-            runs = tuple(run for run in row["records"].split() if run in suite.results.records)
-            if runs:
-                yield row, runs
-
-
-def _retention(suite: SuiteTable) -> TableBlock:
-    rows, layers = [], 0
-    for row, runs in _methods(suite):
-        split = row["split"].partition("/")[2]
-        result = suite.results.records[runs[0]]["metrics"]["splits"].get(split, {})
-        if not result.get("retention"):
-            continue
-        pairs = list(zip(result["retention"], result["cost"]["ffn_share"], strict=True))
-        layers = max(layers, len(pairs))
-        links = suite.results.anchors(runs[0])
-        shares = (
-            Cell((Part(f"{100 * kept:.0f}", f"{kept}"), Part(f"/ {100 * share:.0f}", f"{share}", "speed")), links)
-            for kept, share in pairs
-        )
-        rows.append(Row((plain(row["title"]), plain(row["task"]), *shares)))
-    return TableBlock(
-        caption="Deciding tokens still computed / all tokens still computed, in percent, per layer.",
-        columns=("Method", "Task", *(f"Layer {layer + 1}" for layer in range(layers))),
-        rows=tuple(rows),
-        numeric=frozenset(range(2, 2 + layers)),
-    )
-
-
-def _computed(suite: SuiteTable) -> TableBlock:
-    rows, layers = [], 0
-    for row, runs in _methods(suite):
-        metrics = suite.results.records[runs[0]]["metrics"]
-        result = metrics["splits"].get(row["split"].partition("/")[2])
-        if result is None:
-            continue
-        links = suite.results.anchors(runs[0])
-        shares = [plain(f"{100 * share:.0f}", links) for share in result["cost"]["ffn_share"]]
-        layers = max(layers, len(shares))
-        seconds = plain(f"{metrics['train_seconds']:,.0f}", links)
-        rows.append(Row((plain(row["title"]), plain(row["task"]), seconds, *shares)))
-    return TableBlock(
-        caption="Seconds of training, and tokens whose feed-forward each layer computed, in percent of all tokens"
-        " (first seed).",
-        columns=("Method", "Task", "Training, s", *(f"Layer {layer + 1}" for layer in range(layers))),
-        rows=tuple(rows),
-        numeric=frozenset(range(2, 3 + layers)),
-    )

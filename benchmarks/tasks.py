@@ -12,6 +12,8 @@ from pathlib import Path
 
 from benchmarks.errors import UserError
 
+KINDS = ("classification", "regression", "span_qa")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -300,21 +302,40 @@ OFFICIAL_ROWS = {
 
 
 def get_task(name: str, data_dir: Path | None = None) -> Task:
-    """The task called `name`: a built-in one, described as `data_dir` has it, or else the folder of that name.
+    """The task called `name`: a built-in one or a plug-in's, as `data_dir` has it, or else the folder of that name.
 
     Raises:
         UserError: no such task or folder, or the folder's files are no task (it says which file or column is missing).
     """
     from benchmarks.task_folders import as_found, task_from_folder
+    from methods.plugins import TASKS as GROUP
+    from methods.plugins import found
 
-    if name in TASKS:
-        return as_found(TASKS[name], data_dir) if data_dir is not None else TASKS[name]
+    task = TASKS.get(name) or found(GROUP, _accept).get(name)
+    if task is not None:
+        return as_found(task, data_dir) if data_dir is not None else task
     present = data_dir.iterdir() if data_dir is not None and data_dir.is_dir() else ()
     folders = sorted(path.name for path in present if path.is_dir())
     if data_dir is not None and name in folders:
         return task_from_folder(data_dir / name)
-    known = list(dict.fromkeys([*TASKS, *folders]))
+    known = list(dict.fromkeys([*TASKS, *found(GROUP, _accept), *folders]))
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
     where = f" and no folder of that name in {data_dir}" if data_dir is not None else ""
     raise UserError(f"no task {name!r}{where}{hint} available: {', '.join(known)}")
+
+
+def _accept(name: str, task: object) -> None:
+    """Check the task that a plug-in offers as `name`.
+
+    Raises:
+        TypeError: it is none. ValueError: it has another name, one that is taken, or a kind that no command scores.
+    """
+    if not isinstance(task, Task):
+        raise TypeError(f"it has to be a benchmarks.tasks.Task, not {task!r}")
+    if task.name != name:
+        raise ValueError(f"the task calls itself '{task.name}'; give the entry point that name")
+    if name in TASKS:
+        raise ValueError(f"there is a task '{name}' already")
+    if task.kind not in KINDS:
+        raise ValueError(f"no command scores tasks of kind '{task.kind}'; there are: {', '.join(KINDS)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,28 +10,7 @@ from torch import Tensor
 
 import methods
 from methods import TokenReducer
-
-
-@dataclass(frozen=True)
-class Case:
-    """How to build a method on a tiny three-layer model.
-
-    Attributes:
-        options: with which it really reduces on the tests' batches.
-        neutral: with which it keeps everything; the logits must then be the dense model's.
-        undecided: brings trained parts into a state that decides differently from token to token.
-        unnested: tokens may come back, so kept tokens need not shrink.
-        completes: adds to a batch of input_ids and attention_mask what the method reads beside them.
-        computes_all: why every token is computed whatever the options; something else must then be spared. Empty for
-            methods that remove tokens.
-    """
-
-    options: dict[str, Any] = field(default_factory=dict)
-    neutral: dict[str, Any] = field(default_factory=dict)
-    undecided: Callable[[Any], None] = lambda reducer: None
-    unnested: bool = False
-    completes: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda batch: batch
-    computes_all: str = ""
+from methods.testing import Case
 
 
 def _undecided(part: str) -> Callable[[Any], None]:

@@ -416,6 +416,12 @@ FILES: dict[str, Case] = {
         write("results/tables/case_study.json", '{"schema": 1, "command": "", "examples": [{"views": 3}]}'),
         ["case_study.json is not what", "KeyError"],
     ),
+    "a figure of the report that is cut off": (
+        "report",
+        REPORT,
+        write("results/figures/strategy-rte.svg", "<svg"),
+        ["strategy-rte.svg is not readable as SVG", "rerun"],
+    ),
     "an empty table of the report": ("report", REPORT, write("results/tables/x.csv", ""), ["x.csv is empty"]),
     "a table of the report that is not UTF-8": (
         "report",

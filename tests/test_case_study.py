@@ -14,7 +14,7 @@ import transformers
 from rich.console import Console
 
 import methods
-from benchmarks.case_study import Checkpoint, checkpoints, main
+from benchmarks.case_study import main
 from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.errors import UserError
@@ -23,9 +23,10 @@ from benchmarks.tasks import TASKS
 from benchmarks.token_html import cards, page
 from benchmarks.token_terminal import drawn, facts
 from benchmarks.token_view import MethodView, Piece, Word, colour, ink, look
+from benchmarks.trained import Checkpoint, checkpoints
 from tests.cases import CASES
 from tests.small_world import WORDS, write_model
-from tests.tiny import tiny_reducer
+from tests.tiny import tiny_model, tiny_reducer
 
 TEXT = "the film was great and the plot was poor"
 COUNTS = (6, 4, 2)
@@ -321,6 +322,15 @@ def test_checkpoints_of_another_encoder_are_left_out(home, tmp_path) -> None:
     config = (other / "config.json").read_text().replace('"hidden_size": 32', '"hidden_size": 64')
     (other / "config.json").write_text(config)
     assert checkpoints(home, folder_model(other), pair=False) == []
+
+
+@pytest.mark.parametrize("family", ["distilbert", "albert", "roberta"])
+def test_checkpoints_of_every_family_are_found(family, tmp_path) -> None:
+    """Families name their sizes differently, and a saved configuration leaves defaults out."""
+    tiny_model(family).base_model.save_pretrained(tmp_path / "model")
+    tiny_reducer("transkimmer", family).save_pretrained(tmp_path / "checkpoints" / "sst2-transkimmer-aaaaaaaaaaaa")
+    (found,) = checkpoints(tmp_path, folder_model(tmp_path / "model"), pair=False)
+    assert (found.task, found.method, found.run) == ("sst2", "transkimmer", "aaaaaaaaaaaa")
 
 
 def test_without_reducers_the_checkpoints_are_taken(world, home, tmp_path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from methods import Decision
-from tests.test_contract import executed_macs
+from methods.testing.promises import executed_macs
 from tests.tiny import FAMILIES, LENGTHS, batch_for, make_batch, tiny_model
 from tests.told import TIGHT, agree, at, final_states, run, stock_layers, table
 

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 import methods
 from methods.passage_cache import PassageCache
+from methods.testing.promises import executed_macs
 from tests.pair_batches import PAIRS, pair_batch
-from tests.test_contract import executed_macs
 from tests.tiny import FAMILIES, HEADS, labels_for, logits_of, tiny_model
 from tests.told import TIGHT, agree, run
 

@@ -18,7 +18,7 @@ from benchmarks import runs
 from benchmarks.cli import run_command
 from benchmarks.report import build, main, read_all
 from benchmarks.runs import RESULTS, RunConfig, RunStore, make_record
-from tests.report_page import Page, write_suite
+from tests.report_page import Page, exact, write_suite
 
 HOSTILE = "</td></script><script>alert('x')</script><img src=x onerror=y>&\"'"
 FILES = sorted((RESULTS / "tables").glob("*.csv"))
@@ -171,7 +171,7 @@ def test_the_same_results_give_the_same_page(text) -> None:
 
 
 def test_a_part_appears_where_its_records_are(folder) -> None:
-    assert built(folder).sections == ["headline", "table3", "retention", "environment", "records"]
+    assert built(folder).sections == ["headline", "table3", "figure4", "retention", "environment", "records"]
     (folder / "tables" / "latency-local.csv").write_text("Method,Ratio\nLTP,1.5\n")
     (folder / "tables" / "surprise.csv").write_text("a,b\n1,2\n")
     found = built(folder)
@@ -216,6 +216,30 @@ def test_runs_of_no_table_are_listed(folder) -> None:
     assert "alone" in built(folder).sections
 
 
+@pytest.mark.parametrize("metrics", [{}, {"splits": {}}, {"splits": {"test": None}}, {"splits": 3, "score": "high"}])
+def test_records_without_the_numbers_of_a_part_are_left_out_of_it(folder, metrics) -> None:
+    for path in (folder / "runs").rglob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": metrics}))
+    assert built(folder).sections == ["headline", "table3", "environment", "records"]
+
+
+def test_models_of_different_depth_share_a_table(folder) -> None:
+    """Rows of the shallower one are filled up; each has a figure of its own."""
+    path = folder / "tables" / "glue-local.csv"
+    config = RunConfig(kind="finetune", task="mood", method="ltp", backbone="deep", data={}, seed=42)
+    result = {"cost": {"ffn_share": [1.0, 0.5, 0.25]}}
+    metrics = {"splits": {"test": result}, "score": 0.9, "train_seconds": 2.0}
+    RunStore(folder).write(config, make_record(config, started_at="2026", wall_s=1.0, metrics=metrics))
+    line = next(line for line in path.read_text().splitlines() if line.startswith("Tiny,ltp"))
+    run = line.split(",")[16]
+    path.write_text(path.read_text() + line.replace("Tiny", "Deep").replace(run, config.hash) + "\n")
+    found = built(folder)
+    captions = ["".join(part.itertext()) for part in found.root.iter("figcaption")]
+    assert {"Mood, Tiny: tokens per layer", "Mood, Deep: tokens per layer"} <= set(captions)
+    widths = {len(list(row)) for table in found.root.iter("table") for row in table.iter("tr") if "Deep" in exact(row)}
+    assert 7 in widths  # method, task, model, seconds, three layers
+
+
 def test_a_table_whose_records_are_gone_still_shows(folder) -> None:
     shutil.rmtree(folder / "runs")
     found = built(folder)
@@ -238,6 +262,15 @@ def test_the_command_says_where_the_page_is(folder, tmp_path, capsys) -> None:
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"report: {output}")
     assert Page(output.read_text(encoding="utf-8")).sections[0] == "headline"
     assert run_command(main, ["--results", str(folder), "--own-only"]) == 0 and (folder / "report.html").is_file()
+
+
+def test_the_command_tells_of_results_that_are_not_on_the_page(folder, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("benchmarks.report.OWN_RESULTS", tmp_path / "none")
+    assert run_command(main, []) == 0
+    assert f"no results of yours in {tmp_path / 'none'} yet" in capsys.readouterr().out
+    (folder / "scratch" / "runs").mkdir(parents=True)
+    assert run_command(main, ["--results", str(folder), "--own-only"]) == 0
+    assert f"--results {folder / 'scratch'} shows it" in capsys.readouterr().out
 
 
 # In a browser ---------------------------------------------------------------------------------------------------------

@@ -281,6 +281,24 @@ def test_the_skim_weight_rises_over_the_warm_up():
         assert output.losses["skim"].item() == pytest.approx(0.8 * share * ratio.item(), rel=1e-6)
 
 
+def test_a_larger_skim_weight_computes_fewer_tokens():
+    """The knob lambda: descent on undecided predictors; the task, which says nothing, does not pull."""
+    batch, labels = make_batch((12, 9, 12, 7)), torch.tensor([0, 1, 1, 0])
+    macs = []
+    for weight in (0.0, 0.05, 0.2):
+        reducer = tiny_reducer("transkimmer").train()
+        reducer.set_options(skim_weight=weight)
+        torch.nn.init.zeros_(reducer.model.classifier.weight)
+        optimizer = torch.optim.SGD(reducer.predictors.parameters(), lr=0.03)
+        for _ in range(20):
+            optimizer.zero_grad()
+            reducer(**batch, labels=labels).loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            macs.append(int(reducer.eval().macs(reducer(**batch).trace).sum()))
+    assert macs[0] > macs[1] > macs[2]
+
+
 @pytest.mark.parametrize("task", LAMBDA)
 def test_published_recipe(task):
     """Section 4.4: lambda per task (Table 2); settings of the public scripts; backbone and predictors together."""

@@ -1,0 +1,77 @@
+"""SVG files made part of an HTML page: no reference leaves it, no name meets another figure's, nothing in it runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+from markupsafe import Markup, escape
+
+from benchmarks.errors import UserError
+
+# What matplotlib draws with. Anything else (scripts, foreign objects, links, style sheets) is dropped with its content.
+ELEMENTS = ("svg", "g", "defs", "path", "use", "clipPath", "rect", "circle", "ellipse", "line", "polyline", "polygon")
+TEXTS = ("text", "tspan")
+INHERITED = "stroke-linejoin: round; stroke-linecap: butt"  # of matplotlib's style sheet, which would reach the page
+_LOCAL = re.compile(r"url\(\s*#([^)\s]+)\s*\)")
+_NUMBER = re.compile(r"-?\d+\.\d{3,}")
+
+
+def inline(path: Path, *, prefix: str, label: str) -> Markup:
+    """The figure in a file as an `svg` element.
+
+    Args:
+        prefix: of its names, unique on the page. label: what the figure shows, for people who do not see it.
+    Raises:
+        UserError: the file is no SVG.
+    """
+    advice = "rerun the command that draws it, or remove the file"
+    try:
+        root = ElementTree.fromstring(path.read_bytes())
+    except (OSError, ElementTree.ParseError, ValueError) as error:
+        raise UserError(f"{path} is not readable as SVG ({error}); {advice}") from error
+    if _name(root.tag) != "svg":
+        raise UserError(f"{path} holds <{_name(root.tag)}>, not an SVG figure; {advice}")
+    inside = "".join(_drawn(child, prefix) for child in root)
+    box = escape(root.get("viewBox", "0 0 100 100"))
+    return Markup(f'<svg viewBox="{box}" role="img" aria-label="{escape(label)}" style="{INHERITED}">{inside}</svg>')
+
+
+def _drawn(element: ElementTree.Element, prefix: str) -> str:
+    """An element and what it holds, as HTML."""
+    name = _name(element.tag)
+    if name not in (*ELEMENTS, *TEXTS):
+        return ""
+    attributes = "".join(f' {key}="{escape(value)}"' for key, value in _attributes(element, prefix))
+    text = str(escape(element.text)) if element.text and name in TEXTS else ""
+    children = (
+        _drawn(child, prefix) + (str(escape(child.tail)) if child.tail and name in TEXTS else "") for child in element
+    )
+    inside = text + "".join(children)
+    return f"<{name}{attributes}>{inside}</{name}>" if inside else f"<{name}{attributes}/>"
+
+
+def _attributes(element: ElementTree.Element, prefix: str) -> list[tuple[str, str]]:
+    found = []
+    for full, value in element.items():
+        key = _name(full)
+        if key.lower().startswith("on") or (key == "href" and not value.startswith("#")):
+            continue
+        if key == "id":
+            value = prefix + value
+        elif key == "href":
+            value = f"#{prefix}{value[1:]}"
+        elif "url(" in value:
+            value = _LOCAL.sub(rf"url(#{prefix}\1)", value)
+            if value.count("url(") != value.count(f"url(#{prefix}"):
+                continue
+        elif key in ("d", "points", "x", "y", "transform"):
+            value = _NUMBER.sub(lambda match: f"{float(match[0]):.2f}", " ".join(value.split()))
+        found.append((key, value))
+    return found
+
+
+def _name(tag: object) -> str:
+    """A tag or attribute without its namespace; "" for what is no element."""
+    return tag.rpartition("}")[2] if isinstance(tag, str) else ""
