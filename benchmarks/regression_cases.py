@@ -12,6 +12,7 @@ import methods
 from benchmarks.forced import Forced, geometric
 from benchmarks.regression import Case
 from methods.attention import packed_attention
+from methods.backbone import build_model
 from methods.packing import cumulative, pad, segment_rank, segment_sum, sequence_index, unpad
 
 LENGTHS = (96, 17, 64, 40, 64, 8, 51, 8)
@@ -35,7 +36,7 @@ def _model() -> transformers.PreTrainedModel:
         num_attention_heads=6,
         num_labels=2,
     )
-    return transformers.BertForSequenceClassification(config).eval()
+    return build_model("BertForSequenceClassification", config).eval()
 
 
 def _method_cases() -> Iterator[Case]:
@@ -69,7 +70,8 @@ def _bound(driver: Forced, batch: dict[str, Tensor], tables: tuple[Tensor, Tenso
     return lambda: driver.run(batch, tables)
 
 
-def _counts(reducer: methods.TokenReducer, trace: methods.Trace) -> dict[str, object]:
+def _counts(reducer: methods.TokenReducer, trace: methods.Trace | None) -> dict[str, object]:
+    assert trace is not None
     return {
         "macs": int(reducer.macs(trace).sum()),
         "attention_tokens": trace.attention_tokens.sum(dim=0).tolist(),
@@ -81,12 +83,13 @@ def _primitive_cases() -> Iterator[Case]:
     """Against a matrix product."""
     lengths, total = torch.tensor(LENGTHS), sum(LENGTHS)
     index, hidden, left = sequence_index(lengths), torch.randn(total, WIDTH), torch.randn(WIDTH, WIDTH)
-    values, heads = torch.randn(total), torch.randn(3, total, 6, WIDTH // 6)
+    values = torch.randn(total)
+    query, key, value = torch.randn(3, total, 6, WIDTH // 6).unbind()
     mask = torch.arange(max(LENGTHS)) < lengths.unsqueeze(1)
     padded, listed = pad(hidden, mask), list(LENGTHS)
     runs: dict[str, Callable[[], object]] = {
-        "packed_attention": lambda: packed_attention(*heads, listed, listed),
-        "packed_attention_with_scores": lambda: packed_attention(*heads, listed, listed, scores=True),
+        "packed_attention": lambda: packed_attention(query, key, value, listed, listed),
+        "packed_attention_with_scores": lambda: packed_attention(query, key, value, listed, listed, scores=True),
         "segment_rank": lambda: segment_rank(values, lengths),
         "segment_sum": lambda: segment_sum(hidden, index, len(LENGTHS)),
         "sequence_index": lambda: sequence_index(lengths, total),
