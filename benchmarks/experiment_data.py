@@ -40,6 +40,11 @@ def _features(
     return done[0], done[1] if len(done) > 1 else []
 
 
+def held_out_rows(rows: int) -> int:
+    """About how many of so many training rows are held out where some are; whole groups are."""
+    return round(min(HELD_OUT_SHARE * rows, HELD_OUT_ROWS))
+
+
 def training_features(experiment: Experiment) -> tuple[list[Feature], list[Feature]]:
     """Tokenised training rows, and those held out from them (empty unless the experiment holds any out)."""
     setting, task = experiment.setting, experiment.task

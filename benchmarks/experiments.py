@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,14 +10,14 @@ from typing import Any
 import methods
 from benchmarks.data import DataSource
 from benchmarks.evaluate import BATCH_SIZE
-from benchmarks.experiment_data import data_identity
+from benchmarks.experiment_data import data_identity, held_out_rows
 from benchmarks.models import ModelRef
 from benchmarks.runs import RunConfig
 from benchmarks.squad import MAX_ANSWER, MAX_QUESTION, N_BEST
 from benchmarks.tasks import Task
 from benchmarks.train import Compute, updates_of
 from methods import Stage
-from methods.recipes import FINE_TUNE
+from methods.recipes import FINE_TUNE, Work
 
 KIND = "finetune"
 
@@ -137,17 +138,23 @@ def supports(method: str, task: Task) -> str | None:
 # Work and cost ------------------------------------------------------------------------------------------------------
 
 
-def units_per_row(stage: Stage) -> float:
-    """Work of training on a row, in forward passes: 3 with a backward pass through the backbone, 1 without."""
-    whole = any(pattern == "*" for group in stage.groups for pattern in group.patterns)
-    return 3.0 if whole else 1.0
+def stage_work(experiment: Experiment, stage: Stage) -> Work:
+    """About how much a stage computes."""
+    return methods.lookup(experiment.method).stage_work(stage, experiment.options)
 
 
 def work(experiment: Experiment, train_rows: int, eval_rows: int) -> float:
     """Forward passes of rows that a run takes, the shared fine-tuning not among them."""
-    own = [stage for stage in experiment.stages if experiment.method == "dense" or stage.name != FINE_TUNE]
-    trained_rows = sum(updates_of(stage, train_rows) * stage.batch_size * units_per_row(stage) for stage in own)
-    return trained_rows + eval_rows
+    held_out = held_out_rows(train_rows) if experiment.held_out else 0
+    total = float(eval_rows + (held_out if experiment.task.kind == "span_qa" else 0))
+    for stage in experiment.stages:
+        if stage.name == FINE_TUNE and experiment.method != "dense":
+            continue
+        one = stage_work(experiment, stage)
+        updates = updates_of(stage, train_rows - held_out)
+        scored = one.trials + (math.ceil(stage.epochs) if stage.select == "best" else 0)
+        total += updates * stage.batch_size * one.passes + scored * held_out
+    return total
 
 
 def starting_points(experiment: Experiment) -> list[Experiment]:

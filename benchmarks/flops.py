@@ -66,7 +66,8 @@ class CostTotals:
         self.ffn_tokens = self.ffn_tokens + trace.ffn_tokens.sum(dim=0).cpu()
         self.overhead += int(trace.overhead_macs.sum())
         d = reducer.backbone.hidden_size
-        self.layer_macs = (4 * d * d, 2 * d * reducer.backbone.intermediate_size)
+        matrices = reducer.backbone.spec.feed_forward_matrices
+        self.layer_macs = (4 * d * d, matrices * d * reducer.backbone.intermediate_size)
         self.exits = self.exits + torch.bincount(trace.exit_layers, minlength=trace.num_layers).cpu()
 
     def summary(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class ModelRef:
 
 def hub_model(title: str, name: str) -> ModelRef:
     """A model of the hub, looked at only when it is loaded."""
-    families = ("distilbert", "albert", "roberta", "electra", "bert")
+    families = ("modernbert", "distilbert", "albert", "roberta", "electra", "bert")
     family = next((family for family in families if family in name.lower()), "bert")
     return ModelRef(title, name, name, family)
 

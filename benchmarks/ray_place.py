@@ -56,6 +56,8 @@ class RayCluster:
         Raises:
             UserError: there is no such cluster, or none of its nodes can take a run.
         """
+        if ":" in self.address:
+            _probe(self.address)
         ray = _import_ray()
         _connect(ray, self.address)
         try:
@@ -81,8 +83,6 @@ def _import_ray() -> Any:
 
 
 def _connect(ray: Any, address: str) -> None:
-    if ":" in address:
-        _probe(address)
     local = {"num_cpus": available_cores(), "include_dashboard": False} if address == "local" else {}
     settings = {
         name: value for name, value in os.environ.items() if name.startswith(_FORWARDED) and "TOKEN" not in name
@@ -93,7 +93,8 @@ def _connect(ray: Any, address: str) -> None:
         ray.init(address=address, logging_level=logging.CRITICAL, runtime_env={"env_vars": settings}, **local)
     except Exception as error:  # a plain one where the start takes too long
         reason = str(error).strip().split(". ")[0] or type(error).__name__
-        raise UserError(f"--address {address}: no Ray cluster ({reason}); start one with `ray start --head`") from error
+        hint = "start one with `ray start --head`, or set RAY_AUTH_MODE=token where one asks for a token"
+        raise UserError(f"--address {address}: no Ray cluster ({reason}); {hint}") from error
 
 
 def _probe(address: str) -> None:

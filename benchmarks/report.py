@@ -100,13 +100,9 @@ def build(all_results: Sequence[Results]) -> str:
     """The page."""
     from benchmarks.report_case import case_section
     from benchmarks.report_figures import figure_section
+    from benchmarks.report_latency import latency_section
     from benchmarks.report_layers import retention_section
-    from benchmarks.report_measured import (
-        LATENCY_LEAD,
-        other_section,
-        plain_section,
-        released_section,
-    )
+    from benchmarks.report_measured import other_section, released_section
     from benchmarks.report_papers import audit_section, paper_table
     from benchmarks.report_records import (
         Environments,
@@ -130,7 +126,7 @@ def build(all_results: Sequence[Results]) -> str:
         case_section(all_results),
         retention_section([*three, *four]),
         audit_section(all_results),
-        plain_section(all_results, "latency", "Latency", LATENCY_LEAD, "latency"),
+        latency_section(all_results),
         released_section(all_results),
         other_section(all_results, KNOWN),
     ]

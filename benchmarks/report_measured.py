@@ -1,4 +1,4 @@
-"""The report's parts for what other commands left: as released, latency, and tables that have no part of their own."""
+"""The report's parts for what other commands left: as released, and tables that have no part of their own."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ from benchmarks.tasks import TASKS
 RELEASED_LEAD = (
     "The same trained weights run both ways: tokens removed, and as the published code does it. Read the speed-ups "
     "first: code that only hides tokens executes all of them; then how many predictions it changes."
-)
-LATENCY_LEAD = (
-    "Measured time, dense and method interleaved in one run. Read the ratio with its spread, and realisation: how much "
-    "of the FLOPs speed-up the clock sees."
 )
 OTHER_LEAD = "Tables in the results folder that other commands wrote, as they are."
 
@@ -61,14 +57,6 @@ def _line(record: Record, columns: Sequence[str]) -> tuple[str, ...]:
     except (KeyError, TypeError, ValueError):
         return ()
     return tuple(row.get(column, "") for column in columns)
-
-
-def plain_section(all_results: Sequence[Results], anchor: str, title: str, lead: str, name: str) -> Section | None:
-    """The tables of one command as they are; their column `records`, if there is one, leads to the records."""
-    blocks: list[Block] = []
-    for results, table in tables_of(all_results, name):
-        blocks += _whole(results, table)
-    return Section(anchor, title, lead, tuple(blocks)) if blocks else None
 
 
 def other_section(all_results: Sequence[Results], known: Collection[str]) -> Section | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -16,14 +17,16 @@ from benchmarks.checkpoints import Partial, UnusableCheckpoint, remove_partial
 from benchmarks.embedded import skimbench_home
 from benchmarks.evaluate import evaluate
 from benchmarks.experiment_data import evaluation_features, padding_id, training_features
-from benchmarks.experiments import Experiment, units_per_row
-from benchmarks.files import writing
+from benchmarks.experiments import Experiment, stage_work
+from benchmarks.files import set_aside, writing
 from benchmarks.models import load_model
 from benchmarks.runs import Record, RunStore
 from benchmarks.squad_scores import tuned_threshold
 from benchmarks.train import train_stage
 from methods import Stage, TokenReducer, Trial
 from methods.recipes import FINE_TUNE
+
+log = logging.getLogger(__name__)
 
 Report = Callable[[float], None]
 
@@ -42,12 +45,26 @@ def trained(experiment: Experiment, store: RunStore, report: Report = lambda uni
     record = run(experiment, store, report)
     if record["status"] != "ok":
         raise RuntimeError(f"{experiment.label} failed before: {record['error']}")
+    if (reducer := _load(folder)) is not None:
+        return reducer
+    with store.lock(experiment.config()):
+        if (reducer := _load(folder, put_aside=True)) is None:
+            _compute(experiment, store, report)
+            remove_partial(record["config_hash"])
+    return reducer or methods.load(str(folder)).eval()
+
+
+def _load(folder: Path, *, put_aside: bool = False) -> TokenReducer | None:
+    """The reducer in a folder, or None where there is none, or none that can be read."""
     if not folder.is_dir():
-        with store.lock(experiment.config()):
-            if not folder.is_dir():
-                _compute(experiment, store, report)
-                remove_partial(record["config_hash"])
-    return methods.load(str(folder)).eval()
+        return None
+    try:
+        return methods.load(str(folder)).eval()
+    except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        if put_aside:
+            reason, kept = str(error).splitlines()[0], set_aside(folder).name
+            log.warning("%s: it cannot be read (%s); trained anew, the folder is kept as %s", folder, reason, kept)
+        return None
 
 
 def checkpoint_folder(experiment: Experiment) -> Path:
@@ -72,7 +89,7 @@ def _train_and_score(experiment: Experiment, store: RunStore, report: Report, pa
     reducer = _fresh(experiment)
 
     def trial(candidate: TokenReducer) -> Trial:
-        result = evaluate(candidate, held_out, task, pad_id, compute=setting.compute)
+        result = evaluate(candidate, held_out, task, pad_id, compute=setting.compute, on_batch=report)
         cost = result.cost["padding"]["none"]
         macs, dense = 1e9 * cost["method_gmacs_mean"], 1e9 * cost["dense_gmacs_mean"]
         return Trial(score=result.scores[task.metric], macs=macs, dense_macs=dense)
@@ -92,7 +109,7 @@ def _train_and_score(experiment: Experiment, store: RunStore, report: Report, pa
             pad_id,
             seed=experiment.seed,
             compute=setting.compute,
-            on_update=_in_units(report, units_per_row(stage)),
+            on_update=_in_units(report, stage_work(experiment, stage).passes),
             trial=trial if held_out else None,
             partial=partial,
         )
@@ -100,7 +117,8 @@ def _train_and_score(experiment: Experiment, store: RunStore, report: Report, pa
         partial.finish_stage(number, reducer, history)
     threshold = None
     if task.kind == "span_qa":
-        threshold = tuned_threshold(evaluate(reducer, held_out, task, pad_id, compute=setting.compute).answers or [])
+        held = evaluate(reducer, held_out, task, pad_id, compute=setting.compute, on_batch=report)
+        threshold = tuned_threshold(held.answers or [])
     splits = {
         split: _evaluate_split(experiment, split, reducer, pad_id, report, threshold) for split in task.eval_splits
     }

@@ -17,7 +17,7 @@ from benchmarks.cli import Session, open_session, parser
 from benchmarks.console import open_console
 from benchmarks.errors import UserError
 from benchmarks.runs import RunStore
-from benchmarks.sweep import Outcome, execute, has_twin, left_out, planned
+from benchmarks.sweep import Outcome, execute, left_out
 
 WORTH = {
     "embedded": "a small model and small data: shows the machinery at work, reproduces no published number",
@@ -89,19 +89,12 @@ def drop_missing_tasks(session: Session, console: Console) -> Session:
 
 def show_plan(session: Session, console: Console) -> None:
     """`--dry-run`: every run with its cost, touching neither network nor models."""
-    from benchmarks.costs import estimate, estimate_text
+    from benchmarks.costs import estimate_text, expected_runs
 
-    totals = 0.0
-    for experiment in planned(session):
-        cost = estimate(experiment)
-        totals += cost
-        console.print(f"{experiment.label}: {estimate_text(cost)}", highlight=False)
-        if has_twin(session, experiment):
-            console.print(
-                f"{experiment.label}: random dropping at its measured schedule: {estimate_text(cost)}", highlight=False
-            )
-            totals += cost
-    console.print(f"in all: {estimate_text(totals)}", highlight=False)
+    runs = expected_runs(session)
+    for run in runs:
+        console.print(f"{run.label}: {estimate_text(run.flops)}", highlight=False)
+    console.print(f"in all: {estimate_text(sum(run.flops for run in runs))}", highlight=False)
 
 
 def finish(session: Session, store: RunStore, outcome: Outcome, console: Console, command: str) -> int:

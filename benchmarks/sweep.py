@@ -159,7 +159,7 @@ def _still_to_run(session: Session, experiment: Experiment, store: RunStore) -> 
     if not has_twin(session, experiment):
         return [] if record else [experiment]
     if record is None:
-        return [experiment, _some_twin(experiment)]
+        return [experiment, some_twin(experiment)]
     twin = random_twin(experiment, record) if record["status"] == "ok" else None
     return [twin] if twin and store.settled(twin.config()) is None else []
 
@@ -176,7 +176,7 @@ def has_twin(session: Session, experiment: Experiment) -> bool:
     return experiment.method not in ("dense", "random") and _has_twins(session, experiment.task)
 
 
-def _some_twin(experiment: Experiment) -> Experiment:
+def some_twin(experiment: Experiment) -> Experiment:
     """Random dropping beside an experiment whose cost is still unknown."""
     from benchmarks.experiments import plan
 
@@ -208,4 +208,4 @@ def _units(session: Session, experiment: Experiment) -> float:
 
 
 def _twin_units(session: Session, experiment: Experiment) -> float:
-    return _units(session, _some_twin(experiment))
+    return _units(session, some_twin(experiment))

@@ -54,7 +54,7 @@ class MaskedKeys:
         visible: (batch, keys) bool, real tokens, removed ones included; a superset of `allowed`.
         gate: (batch, keys) float, 0 or 1 like `allowed` but carrying gradients; 0 on pads; or None.
         bias: (batch, keys) float added to the logits, or None.
-        segments: (batch, queries), (batch, keys) long; attention stays within equal values; or None.
+        pairs: (batch, queries, keys) bool, which query may see which key, own key included; or None, all.
         normalisation: one of `NORMALISATIONS`.
     """
 
@@ -62,14 +62,21 @@ class MaskedKeys:
     visible: Tensor
     gate: Tensor | None = None
     bias: Tensor | None = None
-    segments: tuple[Tensor, Tensor] | None = None
+    pairs: Tensor | None = None
     normalisation: str = "renormalised"
 
     def mask(self) -> Tensor:
         """(batch, 1, 1 or queries, keys) bool, True = may attend."""
-        mask = self.allowed[:, None, None, :]
-        if self.segments is not None:
-            mask = mask & (self.segments[0].unsqueeze(2) == self.segments[1].unsqueeze(1)).unsqueeze(1)
+        return self._paired(self.allowed)
+
+    def visible_mask(self) -> Tensor:
+        """The same with removed keys, of the shape of `mask`."""
+        return self._paired(self.visible)
+
+    def _paired(self, keys: Tensor) -> Tensor:
+        mask = keys[:, None, None, :]
+        if self.pairs is not None:
+            mask = mask & self.pairs.unsqueeze(1)
             mask = mask | ~mask.any(dim=-1, keepdim=True)  # a row that sees nothing: no NaN
         return mask
 
@@ -124,8 +131,9 @@ def _masked_weights(query: Tensor, key: Tensor, keys: MaskedKeys) -> Tensor:
     mask = keys.mask()
     gate = mask.to(logits.dtype) if keys.gate is None else keys.gate[:, None, None, :]
     if keys.normalisation == "unnormalised":
-        return logits.masked_fill(~keys.visible[:, None, None, :], -torch.inf).softmax(dim=-1) * gate
+        return logits.masked_fill(~keys.visible_mask(), -torch.inf).softmax(dim=-1) * gate
     if keys.normalisation == "epsilon":
+        gate = gate if keys.pairs is None else gate * keys.pairs.unsqueeze(1)
         weights = logits.exp() * gate + EPSILON
         return weights / weights.sum(dim=-1, keepdim=True)
     if keys.gate is None:
@@ -133,7 +141,7 @@ def _masked_weights(query: Tensor, key: Tensor, keys: MaskedKeys) -> Tensor:
     # Subtracting the largest *kept* logit keeps the sum away from 0 whatever the removed keys score.
     top = logits.detach().masked_fill(~mask, -torch.inf).amax(dim=-1, keepdim=True)
     weights = (logits - top).clamp(max=MAX_EXPONENT).exp() * gate
-    if keys.segments is not None:
+    if keys.pairs is not None:
         weights = weights * mask
     return weights / weights.sum(dim=-1, keepdim=True)
 
@@ -146,6 +154,8 @@ def packed_attention(
     key_lengths: list[int],
     *,
     bias: Tensor | None = None,
+    places: Tensor | None = None,
+    window: int | None = None,
     dropout: float = 0.0,
     scores: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -157,14 +167,16 @@ def packed_attention(
         query: (total_queries, heads, head_size); key, value: (total_keys, heads, head_size).
         query_lengths, key_lengths: tokens per sequence; both orders are the packed order.
         bias: (total_keys,) float added to the logits, or None.
+        window: how far a query sees, in `places` (total_queries,) long of the input; None, everywhere.
         scores: also return the attention received; needs as many keys as queries, or the extra ones last.
     Returns:
         context (total_queries, heads, head_size); received and diagonal (total_queries,), or None, None.
     """
-    if query.is_cuda and bias is None and not dropout and not scores and query.dtype in VARLEN_DTYPES:
+    plain = bias is None and places is None and not dropout and not scores
+    if query.is_cuda and plain and query.dtype in VARLEN_DTYPES:
         return _varlen_attention(query, key, value, query_lengths, key_lengths), None, None
     if query.is_cuda:  # one launch instead of one for each sequence
-        return padded_attention(query, key, value, query_lengths, key_lengths, bias, dropout, scores)
+        return padded_attention(query, key, value, query_lengths, key_lengths, bias, dropout, scores, places, window)
     context = torch.empty_like(query)
     exact = torch.promote_types(query.dtype, torch.float32)
     received = query.new_zeros(query.shape[0], dtype=exact) if scores else None
@@ -173,6 +185,9 @@ def packed_attention(
         q = rows.of(query).transpose(1, 2)  # (sequences, heads, queries, head_size)
         k, v = (columns.of(x).transpose(1, 2) for x in (key, value))
         added = None if bias is None else columns.of(bias)[:, None, None, :].to(q.dtype)
+        if places is not None and window is not None:
+            local = _too_far(rows.of(places), columns.of(places), window, q.dtype)
+            added = local if added is None else added + local
         if received is None or diagonal is None:
             output = F.scaled_dot_product_attention(q, k, v, attn_mask=added, dropout_p=dropout)
         else:
@@ -208,12 +223,14 @@ def padded_attention(
     bias: Tensor | None,
     dropout: float,
     scores: bool,
+    places: Tensor | None = None,
+    window: int | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """As `packed_attention`, all sequences together, padded to the longest."""
     (queries, rows), (keys, columns) = (_padding(n, query.device) for n in (query_lengths, key_lengths))
 
-    def padded(packed: Tensor, mask: Tensor, places: Tensor) -> Tensor:
-        laid = packed.new_zeros(mask.numel(), *packed.shape[1:]).index_copy(0, places, packed)
+    def padded(packed: Tensor, mask: Tensor, where: Tensor) -> Tensor:
+        laid = packed.new_zeros(mask.numel(), *packed.shape[1:]).index_copy(0, where, packed)
         return laid.unflatten(0, tuple(mask.shape))
 
     q = padded(query, queries, rows).transpose(1, 2)
@@ -222,6 +239,10 @@ def padded_attention(
     if bias is not None:
         added = added + padded(bias.to(q.dtype), keys, columns)
     added = added[:, None, None, :]
+    if places is not None and window is not None:
+        laid = padded(places, keys, columns)
+        local = _too_far(laid, laid, window, q.dtype)
+        added = added + local.masked_fill(~queries[:, None, :, None], 0.0)  # rows of padding see all: no NaN
     if not scores:
         output = F.scaled_dot_product_attention(q, k, v, attn_mask=added, dropout_p=dropout)
         return output.transpose(1, 2).flatten(0, 1).index_select(0, rows), None, None
@@ -299,7 +320,8 @@ def attention_with_scores(
     """Attention in chunks of query rows, so that memory grows with the length, not with its square.
 
     Args:
-        query, key, value: (sequences, heads, tokens, head_size). bias: (sequences, 1, 1, keys) or None.
+        query, key, value: (sequences, heads, tokens, head_size).
+        bias: (sequences, 1, 1 or queries, keys), added to the logits; or None.
         voters: (sequences, queries) bool, rows that count in the scores; None: all.
     Returns:
         context like `query`; received and diagonal (sequences, queries), float32 at least.
@@ -324,7 +346,9 @@ def attention_with_scores(
         rows = q[:, start : start + chunk]
         weights = torch.baddbmm(rows.new_empty(()), rows, k, beta=0, alpha=size**-0.5)
         weights = weights.view(sequences, heads, -1, keys)
-        weights = _softmax(weights if bias is None else weights + bias, exact)
+        if bias is not None:
+            weights = weights + (bias if bias.shape[2] == 1 else bias[:, :, start : start + chunk])
+        weights = _softmax(weights, exact)
         votes = weights[..., :queries]
         if voters is not None:
             votes = votes * voters[:, None, start : start + chunk, None]
@@ -341,3 +365,13 @@ def _softmax(logits: Tensor, dtype: torch.dtype) -> Tensor:
     if logits.requires_grad or logits.dtype != dtype:
         return logits.softmax(dim=-1, dtype=dtype)
     return torch.softmax(logits, dim=-1, out=logits)
+
+
+def _too_far(queries: Tensor, keys: Tensor, window: int, dtype: torch.dtype) -> Tensor:
+    """-inf where a query's and a key's place (sequences, tokens) are farther apart than `window`, else 0.
+
+    Returns:
+        (sequences, 1, queries, keys) of `dtype`.
+    """
+    far = (queries.unsqueeze(2) - keys.unsqueeze(1)).abs() > window
+    return torch.zeros_like(far, dtype=dtype).masked_fill(far, -torch.inf).unsqueeze(1)

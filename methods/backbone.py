@@ -2,6 +2,9 @@
 
 A layer is seen as two blocks. The *attention* block is query/key/value projections, attention, and `finish_attention`
 (output projection, residual, norm). The *feed-forward* block is `feed_forward` (both projections, residual, norm).
+Where norms stand before the blocks (ModernBERT), hooks see the residual stream, and the head what `final_norm` makes of
+it. Positions that turn queries and keys, and windows of local attention, are those of the input: removing a token
+brings no others closer together.
 A reducer may decide between the two, so neither block is ever called through the stock layer's own `forward`; the stock
 sub-modules themselves are called, so hooks and adapters that users put on them keep working.
 """
@@ -18,6 +21,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
 ARCHITECTURES = {  # head -> how the names of the stock classes that carry it end
     "classification": "ForSequenceClassification",
@@ -40,6 +44,7 @@ class BackboneSpec:
     query: str = "attention.self.query"
     key: str = "attention.self.key"
     value: str = "attention.self.value"
+    fused: Callable[[StockModule, Tensor], Tensor] | None = None  # layer, hidden -> query, key and value side by side
     attention_dropout: str = "attention.self.dropout"
     finish_attention: Callable[[StockModule, Tensor, Tensor], Tensor] = lambda layer, context, hidden: (
         layer.attention.output(context, hidden)
@@ -52,10 +57,18 @@ class BackboneSpec:
     pool: Callable[[StockModule, Tensor], Tensor]  # all of `classify` but its last layer -> (batch, hidden_size)
     first_dense: str  # path in the model of the dense layer that the classification head starts with
     first_activation: Callable[[Tensor], Tensor] = torch.tanh  # behind that layer
+    first_norm: Callable[[StockModule], nn.Module | None] = lambda model: None  # behind that activation
     span: Callable[[StockModule, Tensor], Tensor] = lambda model, hidden: model.qa_outputs(hidden)
     tag: Callable[[StockModule, Tensor], Tensor] = lambda model, hidden: model.classifier(model.dropout(hidden))
+    final_norm: Callable[[StockModule], nn.Module | None] = lambda encoder: None  # of encoder, behind its last layer
+    rotary: Callable[[StockModule, StockModule, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    # encoder, layer, hidden, position_ids (rows, n) -> cosines and sines (rows, n, head_size); None: no such positions
+    window: Callable[[StockModule], int | None] = lambda layer: None  # farthest position seen by attention; None: any
     token_types: bool = True  # the embeddings take token_type_ids
+    embedded_positions: bool = True  # the embeddings take position_ids
     offset_positions: bool = False  # RoBERTa: positions count real tokens and start after the padding index
+    dense_per_token: bool = False  # heads over tokens begin with the dense layer, too
+    feed_forward_matrices: int = 2  # of hidden_size x intermediate_size; 3 where one of them gates
     num_heads: str = "num_attention_heads"
     intermediate_size: str = "intermediate_size"
 
@@ -96,6 +109,10 @@ def _distilbert_pool(model: StockModule, hidden: Tensor) -> Tensor:
 
 def _albert_pool(model: StockModule, hidden: Tensor) -> Tensor:
     return model.dropout(model.albert.pooler_activation(model.albert.pooler(hidden[:, 0])))
+
+
+def _modernbert_tokens(model: StockModule, hidden: Tensor) -> Tensor:
+    return model.classifier(model.drop(model.head(hidden)))
 
 
 SPECS: dict[str, BackboneSpec] = {
@@ -155,6 +172,28 @@ SPECS: dict[str, BackboneSpec] = {
         pool=_albert_pool,
         first_dense="albert.pooler",
     ),
+    "modernbert": BackboneSpec(
+        encoder="model",
+        layers=lambda encoder: list(encoder.layers),
+        fused=lambda layer, hidden: layer.attn.Wqkv(layer.attn_norm(hidden)),
+        attention_dropout="attn.out_drop",
+        finish_attention=lambda layer, context, hidden: hidden + layer.attn.out_drop(layer.attn.Wo(context)),
+        feed_forward=lambda layer, hidden: hidden + layer.mlp(layer.mlp_norm(hidden)),
+        classify=lambda model, hidden: _modernbert_tokens(model, hidden[:, 0]),
+        pool=lambda model, hidden: model.drop(model.head(hidden[:, 0])),
+        first_dense="head.dense",
+        first_activation=F.gelu,
+        first_norm=lambda model: model.head.norm,
+        span=_modernbert_tokens,
+        tag=_modernbert_tokens,
+        final_norm=lambda encoder: encoder.final_norm,
+        rotary=lambda encoder, layer, hidden, places: encoder.rotary_emb(hidden, places, layer.attention_type),
+        window=lambda layer: layer.config.sliding_window if layer.attn.sliding_window is not None else None,
+        token_types=False,
+        embedded_positions=False,
+        dense_per_token=True,
+        feed_forward_matrices=3,
+    ),
 }
 
 
@@ -205,22 +244,60 @@ class Backbone:
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None, position_ids: Tensor) -> Tensor:
         """Embeddings after norm, dropout and (ALBERT, ELECTRA) projection; (rows, n) -> (rows, n, hidden_size)."""
-        arguments = {"input_ids": input_ids, "position_ids": position_ids}
+        arguments = {"input_ids": input_ids}
+        if self.spec.embedded_positions:
+            arguments["position_ids"] = position_ids
         if self.spec.token_types:
             arguments["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         hidden = self.encoder.embeddings(**arguments)
         project = self.spec.project_embeddings(self.encoder)
         return hidden if project is None else project(hidden)
 
+    def query_key_value(self, layer: nn.Module, hidden: Tensor, position_ids: Tensor | None) -> tuple[Tensor, ...]:
+        """What attention compares and adds up; (*tokens, hidden_size) -> three of (*tokens, heads, head_size).
+
+        Args:
+            position_ids: (*tokens) long, in the input; they turn queries and keys where the backbone is rotary. None
+                elsewhere.
+        """
+        if self.spec.fused is None:
+            return tuple(self.heads_of(layer, which, hidden) for which in ("query", "key", "value"))
+        projected = self.spec.fused(layer, hidden).chunk(3, dim=-1)
+        query, key, value = (heads.unflatten(-1, (self.num_heads, -1)) for heads in projected)
+        if self.spec.rotary is None or position_ids is None:
+            return query, key, value
+        packed = hidden.dim() == 2
+        if packed:
+            query, key, hidden, position_ids = (x.unsqueeze(0) for x in (query, key, hidden, position_ids))
+        turned = apply_rotary_pos_emb(query, key, *self.spec.rotary(self.encoder, layer, hidden, position_ids), 2)
+        return *(heads.squeeze(0) if packed else heads for heads in turned), value
+
+    def window(self, layer: nn.Module) -> int | None:
+        """How many input positions away the attention of `layer` still sees; None: it sees all."""
+        return self.spec.window(layer)
+
+    @property
+    def is_rotary(self) -> bool:
+        """Whether positions turn queries and keys instead of being part of the embeddings."""
+        return self.spec.rotary is not None
+
     def heads_of(self, layer: nn.Module, which: str, hidden: Tensor) -> Tensor:
-        """Project `hidden` (..., hidden_size) with `which` ("query", "key", "value") -> (..., heads, head_size)."""
+        """Project `hidden` (..., hidden_size) with `which` ("query", "key", "value") -> (..., heads, head_size).
+
+        Raises:
+            ValueError: on a rotary backbone, where there are no queries and keys without a position.
+        """
+        if self.is_rotary:
+            raise ValueError(
+                f"the attention of {self.config.model_type} needs a position for every token, summaries too"
+            )
         projected = attrgetter(getattr(self.spec, which))(layer)(hidden)
         return projected.unflatten(-1, (self.num_heads, -1))
 
     def attention_dropout(self, layer: nn.Module) -> float:
         """Dropout probability on attention weights, 0 outside training."""
         dropout = attrgetter(self.spec.attention_dropout)(layer)
-        return dropout.p if dropout.training else 0.0
+        return getattr(dropout, "p", 0.0) if dropout.training else 0.0
 
     def finish_attention(self, layer: nn.Module, context: Tensor, hidden: Tensor) -> Tensor:
         """Output projection, residual and norm; context (..., heads, head_size), hidden (..., hidden_size)."""
@@ -230,17 +307,22 @@ class Backbone:
         """The whole feed-forward block with residual and norm; (..., hidden_size) -> the same shape."""
         return checkpointed(layer, partial(self.spec.feed_forward, layer), hidden)
 
+    def finish(self, hidden: Tensor) -> Tensor:
+        """What the head sees of states behind the last layer; (..., hidden_size) -> the same shape."""
+        norm = self.spec.final_norm(self.encoder)
+        return hidden if norm is None else norm(hidden)
+
     def classify(self, first_tokens: Tensor) -> Tensor:
         """Classification or regression head on [CLS]; (batch, hidden_size) -> (batch, num_labels)."""
-        return self.spec.classify(self.model, first_tokens.unsqueeze(1))
+        return self.spec.classify(self.model, self.finish(first_tokens).unsqueeze(1))
 
     def pool(self, first_tokens: Tensor) -> Tensor:
         """What the last layer of `classify` reads, dropout included; (batch, hidden_size) -> the same shape."""
-        return self.spec.pool(self.model, first_tokens.unsqueeze(1))
+        return self.spec.pool(self.model, self.finish(first_tokens).unsqueeze(1))
 
     def read_tokens(self, hidden: Tensor) -> Tensor:
         """Head over tokens; (..., hidden_size) -> (..., num_labels), for spans start and end logits."""
-        return (self.spec.span if self.head == "span_qa" else self.spec.tag)(self.model, hidden)
+        return (self.spec.span if self.head == "span_qa" else self.spec.tag)(self.model, self.finish(hidden))
 
     def first_dense(self) -> nn.Linear:
         """The dense layer of the classification head (BERT: the pooler's), hidden_size -> hidden_size."""
@@ -248,7 +330,9 @@ class Backbone:
 
     def pooled(self, first_tokens: Tensor) -> Tensor:
         """As `pool`, but never with dropout: for comparing two models; (batch, hidden_size) -> the same shape."""
-        return self.spec.first_activation(self.first_dense()(first_tokens))
+        activated = self.spec.first_activation(self.first_dense()(self.finish(first_tokens)))
+        norm = self.spec.first_norm(self.model)
+        return activated if norm is None else norm(activated)
 
     def embedding_macs(self) -> int:
         """MACs per token of the embedding projection; 0 where embeddings are as wide as the layers."""
@@ -256,7 +340,10 @@ class Backbone:
         return 0 if project is None else project.in_features * project.out_features
 
     def layer_macs(self, tokens: Tensor, pairs: Tensor | None = None, ffn: Tensor | None = None) -> Tensor:
-        """MACs of one layer: 4 n d^2 (projections) + 2 pairs d (scores, context) + 2 n d f for n tokens.
+        """MACs of one layer: 4 n d^2 (projections) + 2 pairs d (scores, context) + 2 n d f for n tokens (3 if gated).
+
+        Local attention is charged for all pairs, as torch's attention computes them.
+
 
         Args:
             tokens: long, of any shape, that enter the attention.
@@ -265,7 +352,7 @@ class Backbone:
         """
         d, f = self.hidden_size, self.intermediate_size
         pairs, ffn = tokens**2 if pairs is None else pairs, tokens if ffn is None else ffn
-        return 4 * d * d * tokens + 2 * d * pairs + 2 * d * f * ffn
+        return 4 * d * d * tokens + 2 * d * pairs + self.spec.feed_forward_matrices * d * f * ffn
 
     def dense_macs(self, lengths: Tensor) -> Tensor:
         """MACs of the stock model on inputs of `lengths` (batch,) tokens, all of them computed; (batch,) long."""
@@ -275,7 +362,8 @@ class Backbone:
     def head_macs(self, tokens: Tensor) -> Tensor:
         """MACs of the head for sequences of `tokens` (batch,) long; a classifier reads one token of each."""
         if self.reads_tokens:
-            return tokens * (self.hidden_size * self.num_labels)
+            dense = self.hidden_size**2 if self.spec.dense_per_token else 0
+            return tokens * (dense + self.hidden_size * self.num_labels)
         return torch.full_like(tokens, self.hidden_size * (self.hidden_size + self.num_labels))
 
 
@@ -297,6 +385,10 @@ def head_named(architecture: str, config: Any) -> str:
     if head is None:
         kinds = ", ".join(f"*{suffix}" for suffix in dict.fromkeys(ARCHITECTURES.values()))
         raise ValueError(f"{architecture} has no supported head; use a model of these kinds: {kinds}")
+    if head == "classification" and getattr(config, "classifier_pooling", "cls") != "cls":
+        raise ValueError(
+            f"{architecture} classifies by the mean over tokens, not by [CLS]; load it with classifier_pooling='cls'"
+        )
     regression = head == "classification" and (config.num_labels == 1 or config.problem_type == "regression")
     return "regression" if regression else head
 

@@ -14,16 +14,16 @@ from typing import Any, ClassVar
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from methods.backbone import Backbone, build_model, head_of
 from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Traits, build_options
 from methods.encoder import MODES, encode
 from methods.native import class_of, with_head
-from methods.recipes import Stage, Trial, fine_tuning_stage
+from methods.recipes import Stage, Trial, Work, fine_tuning_stage
 from methods.registry import lookup
 from methods.saving import SavedModel
 from methods.state import Decision, Inputs, StateOptions, TokenState
+from methods.task_loss import task_loss
 from methods.teacher import Teacher
 from methods.trace import Trace
 
@@ -141,6 +141,11 @@ class TokenReducer(SavedModel):
             family: the backbone's model type, where a paper trains families differently.
         """
         return [fine_tuning_stage(recipe)]
+
+    @classmethod
+    def stage_work(cls, stage: Stage, options: Mapping[str, Any]) -> Work:
+        """About how much a stage of this method computes under `options`."""
+        return stage.work
 
     @classmethod
     def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:
@@ -264,33 +269,8 @@ class TokenReducer(SavedModel):
         return ReducerOutput(loss=loss, start_logits=start, end_logits=end, losses=losses, trace=trace)
 
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of each sequence (batch,): cross-entropy, squared error, the mean over start and end, or a share of the
-        mean over labelled tokens."""
-        if self.backbone.head == "span_qa":
-            length = logits.shape[1]
-            losses = [
-                F.cross_entropy(
-                    logits[..., i].float(), labels[:, i].clamp(0, length), ignore_index=length, reduction="none"
-                )
-                for i in (0, 1)
-            ]
-            return (losses[0] + losses[1]) / 2
-        if self.backbone.head == "token_classification":
-            return self._tagging_loss(logits, labels)
-        if self.backbone.head == "regression":
-            return (logits.float().view(len(labels), -1) - labels.float().view(len(labels), -1)).square().mean(dim=1)
-        if labels.is_floating_point():  # several labels at once
-            return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").mean(dim=1)
-        return F.cross_entropy(logits.float(), labels, reduction="none")
-
-    @staticmethod
-    def _tagging_loss(logits: Tensor, labels: Tensor) -> Tensor:
-        """Shares (batch,) of the sequences in the cross-entropy; their mean is the one over all labelled tokens."""
-        losses = F.cross_entropy(
-            logits.float().flatten(0, 1), labels.clamp(min=-1).flatten(), ignore_index=-1, reduction="none"
-        )
-        labelled = (labels >= 0).sum().clamp(min=1)
-        return losses.view(labels.shape).sum(dim=1) * len(labels) / labelled
+        """Loss of each sequence (batch,), see `methods.task_loss`."""
+        return task_loss(self.backbone.head, logits, labels)
 
     def check_inputs(
         self,

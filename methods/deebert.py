@@ -51,7 +51,7 @@ class OffRamp(nn.Module):
     def __init__(self, first_dense: nn.Linear, num_labels: int, dropout: float) -> None:
         super().__init__()
         hidden_size = first_dense.in_features
-        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dense = nn.Linear(hidden_size, hidden_size, bias=first_dense.bias is not None)
         self.dense.load_state_dict(first_dense.state_dict())
         self.dropout = nn.Dropout(dropout)
         self.classifier = exit_classifier(hidden_size, num_labels)

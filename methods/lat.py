@@ -31,7 +31,7 @@ from methods.counts import check_counts, check_layers, counted_tokens, most_atte
 from methods.encoder import encode
 from methods.lat_search import LEAST, Budget, Configuration, Space, length_drop, search
 from methods.packing import unpad
-from methods.recipes import FINE_TUNE, ParameterGroup, Stage, Trial, fine_tuning_stage, short_stage
+from methods.recipes import FINE_TUNE, ParameterGroup, Stage, Trial, Work, fine_tuning_stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
 from methods.trace import Trace
@@ -296,6 +296,15 @@ class Lat(TokenReducer):
     def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:
         """Padded length of the task; the short recipe searches less."""
         return {"max_length": task.sequence_length} | (SHORT_OPTIONS if recipe == "short" else {})
+
+    @classmethod
+    def stage_work(cls, stage: Stage, options: Mapping[str, Any]) -> Work:
+        """Every update runs a full pass, the smallest one and some random ones."""
+        chosen = LatOptions(**options)
+        if stage.search:
+            grown = chosen.search_iterations * (chosen.mutants + chosen.crossovers)
+            return Work(passes=0.0, trials=2 + chosen.search_seeds + grown)
+        return Work(passes=(2 + chosen.random_passes) * stage.work.passes)
 
     @classmethod
     def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:

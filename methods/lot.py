@@ -14,6 +14,7 @@ Our extension: saliency beyond one gold class, see `Lot.gold`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 
 from methods.base import TokenReducer
 from methods.config import Knob, Options, Traits
-from methods.recipes import FINE_TUNE, ParameterGroup, Stage, short_stage
+from methods.recipes import BACKWARD, FINE_TUNE, ParameterGroup, Stage, Work, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
 
@@ -177,6 +178,13 @@ class Lot(TokenReducer):
         knob=Knob(option="top_p", least=0.98, most=0.02),
     )
 
+    def check_options(self, options: LotOptions) -> None:
+        if options.summary and self.backbone.is_rotary:
+            raise ValueError(
+                f"the summary token has no position, which the attention of {self.backbone.config.model_type} needs; "
+                "set summary=False"
+            )
+
     def build(self) -> None:
         self.routers = nn.ModuleList(Router(self.backbone.hidden_size) for _ in range(self.backbone.num_layers))
 
@@ -258,6 +266,11 @@ class Lot(TokenReducer):
         if labels.is_floating_point():
             return (logits * labels).sum(dim=1)
         return logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+
+    @classmethod
+    def stage_work(cls, stage: Stage, options: Mapping[str, Any]) -> Work:
+        """Saliency takes a backward pass through the teacher, too."""
+        return Work(passes=stage.work.passes + (BACKWARD if stage.teacher else 0.0))
 
     @classmethod
     def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:

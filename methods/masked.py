@@ -108,8 +108,8 @@ class MaskedState(TokenState):
             self._exit(decision.exit & self._active, decision.logits)
 
     def attend(self, backbone: Backbone, layer: nn.Module, *, scores: bool) -> None:
-        query, key, value = (backbone.heads_of(layer, which, self.hidden) for which in ("query", "key", "value"))
-        keys = self._keys()
+        query, key, value = backbone.query_key_value(layer, self.hidden, self._turning(backbone))
+        keys = self._keys(self._window(backbone, layer))
         if self.extras.summary is not None:
             summary = self.extras.summary.unsqueeze(1)
             key = torch.cat((key, backbone.heads_of(layer, "key", summary)), dim=1)
@@ -166,12 +166,15 @@ class MaskedState(TokenState):
         """(batch, seq_len) bool, tokens that this layer computes."""
         return self.real if self._options.refine_removed else self._computed
 
-    def _keys(self) -> MaskedKeys:
+    def _keys(self, window: int | None) -> MaskedKeys:
         """Keys of the present layer, a summary token last."""
         allowed, visible, gate = self._computed & self.real, self.real, self._layer_gate
         gate = None if gate is None else gate * self.real
-        segments = self.extras.segments
-        bias = None
+        pairs, bias = self._same_segment(), None
+        if window is not None:
+            places = self.places()
+            near = (places.unsqueeze(2) - places.unsqueeze(1)).abs() <= window
+            pairs = near if pairs is None else pairs & near
         if self.extras.summary is not None:
             allowed, visible = (F.pad(mask, (0, 1), value=True) for mask in (allowed, visible))
             gate = None if gate is None else F.pad(gate, (0, 1), value=1.0)
@@ -182,15 +185,20 @@ class MaskedState(TokenState):
             visible=visible,
             gate=gate,
             bias=bias,
-            segments=None if segments is None else (segments, segments),
+            pairs=pairs,
             normalisation=self._options.normalisation,
         )
 
+    def _same_segment(self) -> Tensor | None:
+        """(batch, queries, keys) bool, both in one segment; None where the layer has none."""
+        segments = self.extras.segments
+        return None if segments is None else segments.unsqueeze(2) == segments.unsqueeze(1)
+
     def _pairs(self, tokens: Tensor) -> Tensor:
         """Query-key products that real removal would compute; (batch,) long."""
-        if self.extras.segments is None:
+        same = self._same_segment()
+        if same is None:
             return tokens * (tokens + int(self.extras.summary is not None))
-        same = self.extras.segments.unsqueeze(2) == self.extras.segments.unsqueeze(1)
         computed = self._charged()
         both = computed.unsqueeze(2) & computed.unsqueeze(1)
         return (same & both).sum(dim=(1, 2))

@@ -129,8 +129,8 @@ class PackedState(TokenState):
             self._exit(decision.exit, decision.logits)
 
     def attend(self, backbone: Backbone, layer: nn.Module, *, scores: bool) -> None:
-        query, key, value = (backbone.heads_of(layer, which, self.hidden) for which in ("query", "key", "value"))
-        lengths, bias = self._lengths, self._padding_bias()
+        query, key, value = backbone.query_key_value(layer, self.hidden, self._turning(backbone))
+        lengths, bias, window = self._lengths, self._padding_bias(), self._window(backbone, layer)
         if self.extras.segments is not None:
             lengths = self._segment_lengths(self.extras.segments)
         key_lengths = lengths
@@ -140,7 +140,16 @@ class PackedState(TokenState):
             self.trace.overhead_macs.index_add_(0, self.sequences, torch.full_like(self.sequences, summary_macs))
             key_lengths = [length + 1 for length in lengths]
         context, received, diagonal = packed_attention(
-            query, key, value, lengths, key_lengths, bias=bias, dropout=self._dropout(backbone, layer), scores=scores
+            query,
+            key,
+            value,
+            lengths,
+            key_lengths,
+            bias=bias,
+            places=None if window is None else self.places(),
+            window=window,
+            dropout=self._dropout(backbone, layer),
+            scores=scores,
         )
         self.hidden = backbone.finish_attention(layer, context, self.hidden)
         if not self._keep_states:

@@ -10,6 +10,7 @@ from torch import nn
 
 RECIPES = ("paper", "short")
 FINE_TUNE = "fine_tune"  # a stage of this name trains the dense model, so that methods share its result
+FORWARD, BACKWARD = 1.0, 2.0  # work of passes
 # Learning rate after the warm-up: down to 0 from the full rate, down to 0 from rate * (1 - warmup), or constant.
 DECAYS = ("linear", "linear_unshifted", "constant")
 
@@ -40,6 +41,19 @@ class ParameterGroup:
         """Whether the parameter called `name` belongs here."""
         inside, outside = (any(fnmatch.fnmatch(name, p) for p in some) for some in (self.patterns, self.but_not))
         return inside and not outside
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """About how much a stage computes: an estimate for progress and plans, which decides nothing.
+
+    Attributes:
+        passes: per text and update, in forward passes of the dense encoder; a backward pass counts as two.
+        trials: settings that a search scores at most.
+    """
+
+    passes: float
+    trials: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +98,12 @@ class Stage:
     def holds_out(self) -> bool:
         """Whether the stage needs training rows that it does not train on."""
         return self.select == "best" or self.search
+
+    @property
+    def work(self) -> Work:
+        """Of a method that runs the encoder once per update and asks its teacher once."""
+        whole = any(pattern == "*" for group in self.groups for pattern in group.patterns)
+        return Work(passes=(FORWARD + BACKWARD if whole else FORWARD) + (FORWARD if self.teacher else 0.0))
 
     def but(self, **changes: object) -> Stage:
         """The same stage with some fields changed."""

@@ -204,9 +204,28 @@ class TokenState(ABC):
     def first_tokens(self) -> Tensor:
         """Hidden state of [CLS]; (sequences, hidden_size)."""
 
+    def places(self) -> Tensor:
+        """Which real token of its text each token is, counted in the input; (*tokens) long. Pads count as the last."""
+        return self.at(self.inputs.attention_mask.cumsum(dim=1))
+
     def at(self, table: Tensor) -> Tensor:
         """Entries of a (batch, seq_len, ...) table of the input that belong to the tokens; (*tokens, ...)."""
         return table[self.expand(self.sequences), self.positions]
+
+    def _turning(self, backbone: Backbone) -> Tensor | None:
+        """Positions (*tokens) that turn queries and keys; None where the backbone has them in its embeddings."""
+        return self.at(self.inputs.position_ids) if backbone.is_rotary else None
+
+    def _window(self, backbone: Backbone, layer: nn.Module) -> int | None:
+        """How far the attention of `layer` sees, in real tokens of the input; None where no text is that long.
+
+        Raises:
+            ValueError: pads are to be computed as queries, and have no place within a window.
+        """
+        window = backbone.window(layer)
+        if window is not None and self._options.run_padding:
+            raise ValueError("padding cannot be computed like tokens where attention is local; choose another variant")
+        return None if window is None or self.inputs.input_ids.shape[1] <= window + 1 else window
 
     def _dropout(self, backbone: Backbone, layer: nn.Module) -> float:
         own, replaced = backbone.attention_dropout(layer), self._options.attention_dropout

@@ -12,6 +12,7 @@ where minus the squared error is the reward. Not covered: texts of several segme
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -24,7 +25,7 @@ from methods.base import TokenReducer
 from methods.config import Knob, Options, ReducerOutput, Traits
 from methods.packing import masked_rank
 from methods.policy_gradient import Rollout, length_price, policy_loss, replicate
-from methods.recipes import FINE_TUNE, ParameterGroup, Stage, fine_tuning_stage, short_stage
+from methods.recipes import BACKWARD, FINE_TUNE, FORWARD, ParameterGroup, Stage, Work, fine_tuning_stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, TokenState
 
@@ -284,6 +285,21 @@ class TrBert(TokenReducer):
         policy, joint, guide_rate, *_ = HYPERPARAMETERS.get(task.name, HYPERPARAMETERS["imdb"])
         alphas = {"policy_length_weight": policy, "length_weight": joint}
         return alphas | {"guide_rate": guide_rate, "max_length": task.sequence_length}
+
+    @classmethod
+    def stage_work(cls, stage: Stage, options: Mapping[str, Any]) -> Work:
+        """Replicas share the layers before the first selection, and each selection is taken to keep half the tokens.
+
+        The residual strategy takes a pass of the teacher in both directions.
+        """
+        if stage.name not in (INITIALISE, POLICY, JOINT):
+            return stage.work
+        chosen = TrBertOptions(**options)
+        replicas = chosen.replicas * (5 / 2 + 6 / 4) / 12  # of 12 layers, with selections before the second and seventh
+        if stage.name == JOINT:
+            return Work(passes=(FORWARD + BACKWARD) * replicas + FORWARD)
+        guided, ran = (1.0, FORWARD) if stage.name == INITIALISE else (chosen.guide_rate, replicas)
+        return Work(passes=ran + guided * (FORWARD + BACKWARD))
 
     @classmethod
     def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:

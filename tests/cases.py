@@ -66,7 +66,7 @@ CASES: dict[str, Case] = {
     "pabee": Case(
         options={"patience": 1, "regression_tolerance": 1.0}, neutral={"patience": 0}, undecided=_unsure_exits
     ),
-    "lot": Case(neutral={"summary": False}, undecided=_undecided("routers"), unnested=True),
+    "lot": Case(neutral={"summary": False}, rotary={"summary": False}, undecided=_undecided("routers"), unnested=True),
     "deformer": Case(
         options={"single_texts": True},
         neutral={"split": 0, "restart_positions": False, "single_texts": True},

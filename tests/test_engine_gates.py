@@ -161,7 +161,7 @@ def test_attention_equals_the_definition():
     logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / 2 + bias[:, None, None, :]
     weights = F.softmax(logits.masked_fill(~mask.unsqueeze(1), -torch.inf), dim=-1)
     expected = torch.einsum("bhqk,bkhd->bqhd", weights, value)
-    keys = MaskedKeys(allowed=allowed, visible=allowed, bias=bias, segments=(segments, segments))
+    keys = MaskedKeys(allowed=allowed, visible=allowed, bias=bias, pairs=segments.unsqueeze(2) == segments.unsqueeze(1))
     for voters in (None, allowed):
         context, received, _ = masked_attention(query, key, value, keys, voters=voters)
         torch.testing.assert_close(context, expected, **TIGHT)

@@ -196,7 +196,9 @@ def test_a_teacher_is_the_dense_model(family, head):
     found = lesson.logits * mask if head in TOKEN_HEADS else lesson.logits
     torch.testing.assert_close(found, logits_of(stock, batch["attention_mask"]), **TIGHT)
     assert len(lesson.states) == 4
-    torch.testing.assert_close(lesson.states[-1] * mask, stock.hidden_states[-1] * mask, **TIGHT)
+    torch.testing.assert_close(
+        reducer.backbone.finish(lesson.states[-1]) * mask, stock.hidden_states[-1] * mask, **TIGHT
+    )
 
 
 def test_a_teacher_is_frozen_and_not_part_of_its_student(tmp_path):

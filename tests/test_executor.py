@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -12,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import places, running, runs
+from benchmarks.errors import UserError
 from benchmarks.executor import Job, execute
 from benchmarks.places import Local, RunDied, _Pool
+from benchmarks.ray_place import RayCluster
 from benchmarks.runs import RunConfig, RunStore
 from tests.test_runs import config, described
 
@@ -126,6 +130,22 @@ def test_only_the_run_that_kills_its_process_fails(tmp_path, deadly):
     assert "the process died (out of memory?); use fewer --jobs" in record["error"]
     assert finished(jobs, RunStore(store.root, retry_failed=False), 2) == expected
     assert len(list(store.root.rglob("*.json"))) == 5
+
+
+def test_a_cluster_without_the_extra_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    place = RayCluster(address="local", cpus=1.0, gpus=0.0)
+    with pytest.raises(UserError, match=r"needs the extra 'ray': pip install -c constraints.txt -e '\.\[ray\]'"):
+        list(execute([Job(experiment=Fake(1, tmp_path))], lambda job, record: (), RunStore(tmp_path), place=place))
+
+
+def test_a_gpu_without_memory_says_what_to_do(tmp_path):
+    def compute():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    record = RunStore(tmp_path).run(config(), compute)
+    assert record["status"] == "failed"
+    assert record["error"].endswith("Tried to allocate 2.00 GiB; use fewer --jobs, shorter texts or a larger machine")
 
 
 def test_an_error_of_one_run_is_its_record(tmp_path, monkeypatch):

@@ -282,6 +282,27 @@ def test_a_disk_too_full_for_the_weights_is_not_a_failed_run(world, sweep, tmp_p
     same_as_undisturbed(tmp_path, world)
 
 
+@pytest.mark.parametrize("damage", ["cut off", "gone", "no JSON"])
+def test_damaged_weights_of_a_finished_run_are_put_aside_and_made_again(world, sweep, tmp_path, caplog, damage):
+    """Of the dense model that the others start from."""
+    assert run_command(main, [*sweep, "--methods", "dense"]) == 0
+    assert run_command(main, [*sweep, "--methods", "power_bert"]) == 0
+    before = records(tmp_path)
+    for folder in (tmp_path / "home" / "checkpoints").glob("mood-dense-*"):
+        weights = folder / "model.safetensors"
+        if damage == "gone":
+            weights.unlink()
+        elif damage == "cut off":
+            weights.write_bytes(weights.read_bytes()[:1000])
+        else:
+            (folder / "config.json").write_text("{")
+    assert run_command(main, sweep) == 0
+    assert before.items() <= records(tmp_path).items()
+    assert "it cannot be read" in caplog.text and "trained anew" in caplog.text
+    assert list((tmp_path / "home" / "checkpoints").glob("mood-dense-*.corrupt"))
+    same_as_undisturbed(tmp_path, world)
+
+
 def test_a_data_file_that_goes_missing_mid_way(world, sweep, tmp_path, monkeypatch, capsys):
     """A second task's rows are gone when its runs start; those of the first are kept."""
     data = write_sentences(tmp_path / "data", rows=64)

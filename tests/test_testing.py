@@ -144,8 +144,8 @@ def test_the_template_passes_on_every_backbone_and_head():
         report = check_reducer(namespace["Unusual"], options={"share": 0.4}, neutral={"share": 1.0})
     finally:
         unregister("unusual")
-    assert len(report.checked) == 5 * 4 and not report.refused and report.promises == tuple(PROMISES)
-    assert str(report) == f"unusual: {len(PROMISES)} promises kept on 20 backbones and heads"
+    assert len(report.checked) == 6 * 4 and not report.refused and report.promises == tuple(PROMISES)
+    assert str(report) == f"unusual: {len(PROMISES)} promises kept on 24 backbones and heads"
 
 
 def test_the_contract_needs_no_test_runner():

@@ -19,6 +19,7 @@ FAMILIES = {  # model type -> how its class names begin
     "distilbert": "DistilBert",
     "albert": "Albert",
     "electra": "Electra",
+    "modernbert": "ModernBert",
 }
 HEADS = tuple(ARCHITECTURES)
 
@@ -37,6 +38,9 @@ def tiny_config(family: str, head: str = "classification", **changes: object) ->
         sizes |= {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
     if family in ("albert", "electra"):
         sizes |= {"embedding_size": 16}
+    if family == "modernbert":  # one layer that sees all, two that see four tokens to either side
+        sizes |= {"local_attention": 8, "intermediate_size": 40, "pad_token_id": 0, "bos_token_id": 1}
+        sizes |= {"cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
     return transformers.AutoConfig.for_model(family, **(sizes | changes))
 
 

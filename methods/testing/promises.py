@@ -35,6 +35,7 @@ class Case:
     Attributes:
         options: with which it really reduces on the tests' batches.
         neutral: with which it keeps everything; the logits must then be the dense model's.
+        rotary: options that it needs beside either of these where positions turn queries and keys (ModernBERT).
         undecided: brings trained parts into a state that decides differently from token to token.
         unnested: tokens may come back, so kept tokens need not shrink.
         completes: adds to a batch of input_ids and attention_mask what the method reads beside them.
@@ -44,6 +45,7 @@ class Case:
 
     options: dict[str, Any] = field(default_factory=dict)
     neutral: dict[str, Any] = field(default_factory=dict)
+    rotary: dict[str, Any] = field(default_factory=dict)
     undecided: Callable[[Any], None] = lambda reducer: None
     unnested: bool = False
     completes: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda batch: batch
@@ -59,11 +61,16 @@ class Subject:
     head: str
     case: Case
 
+    def options(self, *, neutral: bool = False) -> dict[str, Any]:
+        """The case's reducing or neutral options, as the backbone needs them."""
+        chosen = self.case.neutral if neutral else self.case.options
+        return chosen | (self.case.rotary if self.family == "modernbert" else {})
+
     def reducer(self, *, neutral: bool = False, model: Any = None) -> TokenReducer:
         """The method on a tiny model, with its case's reducing or neutral options, in eval mode, float64."""
         model = tiny_model(self.family, self.head) if model is None else model
         torch.manual_seed(1)
-        reducer: Any = create(self.name, model, **(self.case.neutral if neutral else self.case.options))
+        reducer: Any = create(self.name, model, **self.options(neutral=neutral))
         reducer = reducer.double().eval()
         if not neutral:
             self.case.undecided(reducer)
@@ -101,7 +108,7 @@ def weights_are_the_models(subject: Subject) -> None:
     """`create` wraps the model that it was given and changes none of its weights."""
     model = tiny_model(subject.family, subject.head)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    reducer = create(subject.name, model, **subject.case.options)
+    reducer = create(subject.name, model, **subject.options())
     if reducer.model is not model or any(not torch.equal(before[n], w) for n, w in model.state_dict().items()):
         raise BrokenPromise("weights are the model's", "create() has replaced or changed the model's own weights")
 
