@@ -7,16 +7,18 @@ usage() {
   cat <<'HELP'
 Usage: ./reproduce.sh TARGET [ARGUMENTS...]
 
-  setup   make .venv with the pinned versions and prepare the embedded data
-  glue    Table 3: every method on GLUE, or on the embedded data where there is no GPU (python -m benchmarks.glue)
-  long    Table 4: every method on long texts: SQuAD v2, 20News, Yelp, IMDB, or embedded ones (python -m benchmarks.long)
-  latency time of every method against dense models, interleaved, beside the FLOPs (python -m benchmarks.latency)
-  bench   the gate against slow-downs, with its history (python -m benchmarks.regression)
-  audit   the papers' tables against their own arithmetic; Tables 1 and 2 (python -m benchmarks.audit)
-  report  one HTML page of all results: tables, figures, case study, audit, every number with its record
-          (python -m benchmarks.report)
-  test    the test-suite (python -m pytest)
-  help    this text
+  setup    make .venv with the pinned versions and prepare the embedded data
+  glue     Table 3: every method on GLUE, or on the embedded data where there is no GPU (python -m benchmarks.glue)
+  long     Table 4: every method on long texts: SQuAD v2, 20News, Yelp, IMDB, or embedded ones (python -m benchmarks.long)
+  latency  time of every method against dense models, interleaved, beside the FLOPs (python -m benchmarks.latency)
+  bench    the gate against slow-downs, with its history (python -m benchmarks.regression)
+  audit    the papers' tables against their own arithmetic; Tables 1 and 2 (python -m benchmarks.audit)
+  pareto   Figure 3: every method swept over its settings: SQuAD v2 and MRPC, or embedded data (python -m benchmarks.pareto)
+  figures  Figures 3 and 4 drawn from the records that there are, in seconds (python -m benchmarks.figures)
+  report   one HTML page of all results: tables, figures, case study, audit, every number with its record
+           (python -m benchmarks.report)
+  test     the test-suite (python -m pytest)
+  help     this text
 
 Every target makes .venv first if it is missing, incomplete or older than pyproject.toml and constraints.txt.
 ARGUMENTS go to the Python command: ./reproduce.sh glue --help, ./reproduce.sh test -k runs
@@ -81,8 +83,11 @@ target=${1:-help}
 if [ $# -gt 0 ]; then shift; fi
 case $target in
   help | -h | --help) usage; exit ;;
-  setup | glue | long | latency | bench | audit | report | test) ;;
-  *) say "unknown target '$target'; the targets are setup, glue, long, latency, bench, audit, report, test and help"; exit 2 ;;
+  setup | glue | long | latency | bench | audit | pareto | figures | report | test) ;;
+  *)
+    say "unknown target '$target'; the targets are setup, glue, long, latency, bench, audit, pareto, figures, report, test and help"
+    exit 2
+    ;;
 esac
 
 if [ "${NO_INSTALL:-}" = 1 ]; then
@@ -102,6 +107,6 @@ fi
 case $target in
   setup) say "ready; next: ./reproduce.sh glue" ;;
   bench) exec "$python" -m benchmarks.regression "$@" ;;
-  glue | long | latency | audit | report) exec "$python" -m "benchmarks.$target" "$@" ;;
+  glue | long | latency | audit | pareto | figures | report) exec "$python" -m "benchmarks.$target" "$@" ;;
   test) exec "$python" -m pytest "$@" ;;
 esac

@@ -9,7 +9,6 @@ rows is never trained on: the knob is chosen on one part of those, the result is
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cli import DTYPE_RULE, OWN_RESULTS, chosen_device, default_dtype, run_command
-from benchmarks.console import open_console, print_table
+from benchmarks.console import add_json_flag, open_console, print_json, print_table
 from benchmarks.errors import Parser, UserError
 from benchmarks.progress import RunProgress
 from benchmarks.runs import RunStore
@@ -61,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add("--results", type=Path, metavar="DIR", default=OWN_RESULTS, help="of the records; default: results/local")
     add("--force", action="store_true", help="compute again what is there already")
     add("--dry-run", action="store_true", help="say how the rows are read and what would be trained, and stop")
-    add("--json", action="store_true", help="the summary as JSON on standard output, and nothing else there")
+    add_json_flag(result)
     add("--quiet", action="store_true", help="no progress, only the result")
     add("--debug", action="store_true", help="show where an error came from")
     return result
@@ -91,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = save(goal, outcome, output, command)
     _report(goal, outcome, output, store, console)
     if arguments.json:
-        print(json.dumps(summary | {"output": str(output)}, indent=2))
+        print_json(**summary, output=output)
     if not summary["reached"]:
         print(f"target not reached: {shortfall(goal, outcome)}; that model is saved in {output}", file=sys.stderr)
     return 0 if summary["reached"] else 1
@@ -214,7 +213,7 @@ def _report(goal: Goal, outcome: Outcome, output: Path, store: RunStore, console
         lines.append(f"always the commonest class: {100 * said['commonest_class']:.1f} percent right")
     chosen = ", ".join(f"{name} {short(value)}" for name, value in said["options"].items())
     lines += [
-        f"chosen: {chosen}, after {len(said['trials'])} trials; {said['held_out']['speedup']:.2f}x on held-out rows",
+        f"chosen: {chosen}, trials: {len(said['trials'])}; {said['held_out']['speedup']:.2f}x on held-out rows",
         f"model: {output} (methods.load, or AutoModelForSequenceClassification after `import methods`)",
         f"record: {store.path(_config(outcome))}",
     ]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cli import Session, open_session, parser, run_command
-from benchmarks.console import open_console, print_table
+from benchmarks.console import add_json_flag, open_console, print_json, print_table, rows_of
 from benchmarks.errors import UserError
 from benchmarks.suite import Suite, drop_missing_tasks
 from benchmarks.sweep import completed, planned, planned_jobs
@@ -208,14 +208,20 @@ def table_row(method: str, task: str, metrics: Mapping[str, Any]) -> dict[str, s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    session = open_session(parser(SUITE).parse_args(argv), SUITE)
-    console = open_console()
+    flags = parser(SUITE)
+    add_json_flag(flags)
+    arguments = flags.parse_args(argv)
+    session = open_session(arguments, SUITE)
+    session = replace(session, quiet=session.quiet or arguments.json)
+    console = open_console(quiet=arguments.json)
     experiments = [experiment for experiment in planned(session) if compared(experiment)]
     if not experiments:
         raise UserError("none of the chosen methods has released code that computes anything else on these tasks")
     if session.dry_run:
         for experiment in experiments:
             console.print(f"{experiment.label}: trained where no run is there, then run both ways", highlight=False)
+        if arguments.json:
+            print_json(runs=[experiment.label for experiment in experiments])
         return 0
     session = drop_missing_tasks(session, console)
     store = session.store()
@@ -232,9 +238,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             failures.append(f"{experiment.label}: {record['error']}")
     frame = comparison_table(records)
     print_table(frame, "Score in percent and FLOPs speed-up without padding: tokens removed, and as released", console)
-    if not frame.empty:
-        command = shlex.join(["python", "-m", "benchmarks.as_released", *(argv or sys.argv[1:])])
-        console.print(f"table: {write(frame, store, session.profile, command)}", highlight=False, soft_wrap=True)
+    command = shlex.join(["python", "-m", "benchmarks.as_released", *(argv or sys.argv[1:])])
+    path = None if frame.empty else write(frame, store, session.profile, command)
+    if path is not None:
+        console.print(f"table: {path}", highlight=False, soft_wrap=True)
+    if arguments.json:
+        print_json(rows=rows_of(frame), failures=failures, table=path, command=command)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0

@@ -28,7 +28,7 @@ from benchmarks import (
 )
 from benchmarks.audit_findings import VERDICTS, Finding, Value
 from benchmarks.cli import OWN_RESULTS, run_command
-from benchmarks.console import open_console, print_table
+from benchmarks.console import add_json_flag, open_console, print_json, print_table, rows_of
 from benchmarks.errors import Parser, UserError
 from benchmarks.runs import RunStore
 
@@ -210,6 +210,7 @@ def parser() -> argparse.ArgumentParser:
     add("--tasks", nargs="+", metavar="TASK", help="measure these; default: all of the paper that the folder has")
     add("--model", metavar="NAME_OR_PATH", help="its tokenizer measures the lengths; default: the embedded model")
     add("--results", type=Path, metavar="DIR", default=OWN_RESULTS, help="where tables go; default: results/local")
+    add_json_flag(result)
     add("--debug", action="store_true", help="show where an error came from")
     return result
 
@@ -217,7 +218,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     arguments = parser().parse_args(argv)
-    console = open_console()
+    console = open_console(quiet=arguments.json)
     found = chosen(all_findings(), arguments.findings)
     if not arguments.list:
         for finding in found:
@@ -226,6 +227,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_table(summary_table(found), "Summary", console)
     console.print(count_line(found), highlight=False)
     if arguments.list or arguments.findings:
+        if arguments.json:
+            print_json(findings=rows_of(summary_table(found)), figures=rows_of(long_table(found)))
         return 0
     command = shlex.join(["python", "-m", "benchmarks.audit", *(sys.argv[1:] if argv is None else argv)])
     measured, notes = _measure(arguments, console)
@@ -234,6 +237,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(f"tables: {', '.join(str(path) for path in paths)}", highlight=False, soft_wrap=True)
     if store.is_scratch:
         console.print("the work tree has changes, so these tables are scratch: commit, then run again")
+    if arguments.json:
+        print_json(findings=rows_of(summary_table(found)), figures=rows_of(long_table(found)), tables=paths)
     return 0
 
 

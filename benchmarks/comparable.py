@@ -1,5 +1,7 @@
 """Records that may stand in one figure: of one task, on the same rows, encoder, input length, recipe and arithmetic.
 
+A recipe that has changed since is another one.
+
 What differs between them is the method, its setting, and the seed. Nothing is trained or read here but records, so that
 figures can be drawn anew wherever these lie.
 """
@@ -14,11 +16,12 @@ from typing import Any
 
 import methods
 from benchmarks.errors import UserError
+from benchmarks.experiments import KIND, TURNED_KIND
 from benchmarks.plain import canonical_json, plain
 from benchmarks.runs import CorruptRecord, Record, read_record
 from benchmarks.tasks import OFFICIAL_ROWS, TASKS
+from methods.backbone import SPECS
 
-TRAINED, TURNED = "finetune", "evaluate"  # kinds: trained and scored; scored again with another setting
 USER_SKIM_WEIGHT = 0.5  # of tasks that are folders of the user's
 
 
@@ -84,7 +87,7 @@ def read_comparisons(results: Path, tasks: Sequence[str] = ()) -> list[Compariso
         UserError: no finished records, or none of a task that was asked for; it says what there is.
     """
     found: dict[str, list[Record]] = {}
-    for kind in (TRAINED, TURNED):
+    for kind in (KIND, TURNED_KIND):
         for path in sorted((results / "runs" / kind).glob("*/*.json")):
             try:
                 record = read_record(path)
@@ -118,27 +121,82 @@ def _largest(task: str, records: Sequence[Record]) -> Comparison:
 def _common(config: Mapping[str, Any]) -> str:
     """What the runs of one figure share."""
     names = ("task", "data", "backbone", "recipe", "max_length", "max_train_samples", "dtype", "device")
-    return canonical_json({**{name: config[name] for name in names}, "rows": config["extra"].get("max_eval_samples")})
+    others = {"rows": config["extra"].get("max_eval_samples"), "current": is_current(config)}
+    return canonical_json({name: config[name] for name in names} | others)
 
 
 def own_settings(records: Iterable[Record]) -> list[Record]:
-    """Those that are the recipe's own setting, not a point of a sweep, nor what other runs start from."""
-    return [record for record in records if record["kind"] == TRAINED and is_own(record["config"])]
+    """Trained runs at their method's own setting: no points of a sweep, no dense models that only others start from.
+
+    It is the recipe's, or, where none has that (records of an earlier recipe), that of the method's first run.
+    """
+    trained: dict[str, list[Record]] = {}
+    for record in records:
+        if record["kind"] == KIND and not _is_start(record["config"]):
+            trained.setdefault(record["config"]["method"], []).append(record)
+    return [record for runs in trained.values() for record in runs if _setting(record) == _own(runs)]
 
 
-def is_own(config: Mapping[str, Any]) -> bool:
-    """Whether a trained run has the options of its recipe; of the dense model, its stages too."""
+def _is_start(config: Mapping[str, Any]) -> bool:
+    """Whether a dense run holds rows out, for others' sake; span tasks always do."""
+    return config["method"] == "dense" and config["extra"]["held_out"] and "stride" not in config["extra"]
+
+
+def _setting(record: Record) -> str:
+    """What sets a run apart from others of its method: options, of the dense model its stages."""
+    config = record["config"]
+    return canonical_json(config["stages"] if config["method"] == "dense" else config["options"])
+
+
+def _own(runs: Sequence[Record]) -> str:
+    by_recipe = [record for record in runs if has_recipe_options(record["config"])]
+    return _setting(min(by_recipe or runs, key=lambda record: record["started_at"]))
+
+
+def has_recipe_options(config: Mapping[str, Any]) -> bool:
+    """Whether a run has the options that its recipe sets today."""
     cls = methods.lookup(config["method"])
-    name, recipe = config["task"], config["recipe"]
-    described = TASKS.get(name)
-    task = SimpleNamespace(
-        name=name,
-        kind=described.kind if described else None,
+    options = cls.options_class(**cls.task_options(described(config), config["recipe"]))
+    return canonical_json(options) == canonical_json(config["options"])
+
+
+def operating_points(records: Sequence[Record]) -> list[Record]:
+    """Runs that differ from their method's own setting in what its sweep turns at most."""
+    own = own_settings(records)
+    models = {record["config_hash"] for record in own}
+    fixed = {record["config"]["method"]: _unswept(record["config"]) for record in own}
+    points = []
+    for record in records:
+        config = record["config"]
+        if record["kind"] == TURNED_KIND:
+            fits = config["extra"]["trained"] in models
+        else:
+            fits = config["method"] in fixed and _unswept(config) == fixed[config["method"]]
+            fits = fits and (config["method"] != "dense" or record["config_hash"] in models)
+        points += [record] if fits else []
+    return points
+
+
+def _unswept(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a sweep leaves as they are."""
+    cls, options = methods.lookup(config["method"]), config["options"]
+    swept = cls.sweep_options(1.0, options, 1) if cls.sweep is not None and cls.sweep.retrains else {}
+    return {name: value for name, value in options.items() if name not in swept}
+
+
+def described(config: Mapping[str, Any]) -> SimpleNamespace:
+    """The task of a run, as far as recipes read it."""
+    known = TASKS.get(config["task"])
+    return SimpleNamespace(
+        name=config["task"],
+        kind=known.kind if known else None,
         sequence_length=config["max_length"],
-        skim_weight=described.skim_weight if described else USER_SKIM_WEIGHT,
+        skim_weight=known.skim_weight if known else USER_SKIM_WEIGHT,
     )
-    if config["method"] == "dense":
-        holds_out = config["extra"]["held_out"] and "stride" not in config["extra"]  # span tasks always hold rows out
-        return not holds_out and config["stages"] == plain(cls.recipe_stages(task, recipe), "stages")
-    options = vars(cls.options_class(**cls.task_options(task, recipe)))
-    return dict(config["options"]) == plain(options, "options")
+
+
+def is_current(config: Mapping[str, Any]) -> bool:
+    """Whether a run was trained in the stages that its recipe has today, whatever the family of its encoder."""
+    cls, task = methods.lookup(config["method"]), described(config)
+    planned = (cls.recipe_stages(task, config["recipe"], family) for family in SPECS)
+    return any(plain(stages, "stages") == config["stages"] for stages in planned)

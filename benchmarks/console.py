@@ -1,9 +1,11 @@
-"""Data frames on the terminal."""
+"""What commands say: data frames on the terminal, or the same as JSON for programs."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -31,3 +33,18 @@ def print_table(frame: pd.DataFrame, title: str, console: Console) -> None:
     for row in frame.itertuples(index=False):
         table.add_row(*("" if pd.isna(value) else str(value) for value in row))
     console.print(table)
+
+
+def add_json_flag(parser: argparse.ArgumentParser) -> None:
+    """`--json`, of commands whose summary a program may want to read."""
+    parser.add_argument("--json", action="store_true", help="a summary as JSON on standard output, nothing else there")
+
+
+def print_json(**summary: Any) -> None:
+    """The summary; paths become strings, and what is missing in a data frame becomes null."""
+    print(json.dumps(summary, indent=2, default=str))
+
+
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A data frame as plain rows."""
+    return json.loads(frame.to_json(orient="records"))

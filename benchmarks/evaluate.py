@@ -12,6 +12,7 @@ import torch
 from benchmarks.data import LABELS, Feature, batches, collate
 from benchmarks.flops import CostTotals
 from benchmarks.metrics import score
+from benchmarks.outcomes import described
 from benchmarks.squad import Answer, read_answers
 from benchmarks.squad_scores import score_answers
 from benchmarks.tasks import Task
@@ -30,6 +31,7 @@ class Evaluation:
         cost: see `benchmarks.flops.CostTotals.summary`.
         retention: per layer, the share of the tokens that decide the label that is still computed; None if unknown.
         predictions: (texts,) class ids, values or answers ("" for none).
+        texts: what each text came out as, for the record; see `benchmarks.outcomes.described`.
         answers: of a span task, (texts,) with the margin of "no answer"; None for the others.
     """
 
@@ -37,6 +39,7 @@ class Evaluation:
     cost: dict[str, Any]
     retention: list[float] | None
     predictions: np.ndarray
+    texts: dict[str, str] | None = None
     answers: list[Answer] | None = None
 
 
@@ -76,9 +79,11 @@ def evaluate(
     if task.kind == "span_qa":
         answers = read_answers(features, outputs)
         said = np.array([answer.said() for answer in answers])
-        return Evaluation(score_answers(answers, threshold), totals.summary(), retention, said, answers)
+        texts = described(task.kind, said, (), answers)
+        return Evaluation(score_answers(answers, threshold), totals.summary(), retention, said, texts, answers)
     predicted, labels = np.array(outputs), np.array([feature["label"] for feature in features])
-    return Evaluation(score(task, predicted, labels), totals.summary(), retention, predicted)
+    texts = described(task.kind, predicted, labels)
+    return Evaluation(score(task, predicted, labels), totals.summary(), retention, predicted, texts)
 
 
 def _outputs(output: ReducerOutput, task: Task) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import methods
@@ -19,7 +19,7 @@ from benchmarks.train import Compute, updates_of
 from methods import Stage
 from methods.recipes import FINE_TUNE, Work
 
-KIND = "finetune"
+KIND, TURNED_KIND = "finetune", "evaluate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,8 @@ class Experiment:
     """One run; `options` are complete, `stages` in order.
 
     With `held_out`, part of the training rows is kept from training: for a run that chooses on them, and for the dense
-    model that it starts from, which must not have seen them either.
+    model that it starts from, which must not have seen them either. With `turned`, the run trains nothing: it scores
+    the trained reducer again at this setting of its method's sweep. `note` says in a label what is special.
     """
 
     setting: Setting
@@ -53,14 +54,26 @@ class Experiment:
     options: Mapping[str, Any] = field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
     held_out: bool = False
+    turned: Any = None
+    note: str = ""
 
     @property
     def label(self) -> str:
         """For people: what is running."""
-        return f"{self.task.title}: {methods.lookup(self.method).traits.title} on {self.model.title}, seed {self.seed}"
+        title = f"{methods.lookup(self.method).traits.title}{f', {self.note},' if self.note else ''}"
+        return f"{self.task.title}: {title} on {self.model.title}, seed {self.seed}"
+
+    def trained_as(self) -> Experiment:
+        """The experiment that trained what this one scores again."""
+        return replace(self, turned=None)
 
     def config(self) -> RunConfig:
         """Everything that decides the result; reads the rows to name them."""
+        if self.turned is not None:
+            swept, config = methods.lookup(self.method).sweep, self.trained_as().config()
+            assert swept is not None
+            setting = {"trained": config.hash, "swept": swept.option, "setting": self.turned}
+            return replace(config, kind=TURNED_KIND, extra={**config.extra, **setting})
         options_class = methods.lookup(self.method).options_class
         return RunConfig(
             kind=KIND,
@@ -147,7 +160,7 @@ def work(experiment: Experiment, train_rows: int, eval_rows: int) -> float:
     """Forward passes of rows that a run takes, the shared fine-tuning not among them."""
     held_out = held_out_rows(train_rows) if experiment.held_out else 0
     total = float(eval_rows + (held_out if experiment.task.kind == "span_qa" else 0))
-    for stage in experiment.stages:
+    for stage in experiment.stages if experiment.turned is None else ():
         if stage.name == FINE_TUNE and experiment.method != "dense":
             continue
         one = stage_work(experiment, stage)
@@ -158,7 +171,9 @@ def work(experiment: Experiment, train_rows: int, eval_rows: int) -> float:
 
 
 def starting_points(experiment: Experiment) -> list[Experiment]:
-    """The dense runs that an experiment needs first."""
+    """The runs that an experiment needs first: dense ones, or the one that it scores again."""
+    if experiment.turned is not None:
+        return [experiment.trained_as()]
     if experiment.method == "dense":
         return []
     needed = [experiment.dense(stage) for stage in experiment.stages if stage.name == FINE_TUNE]

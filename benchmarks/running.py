@@ -14,6 +14,7 @@ import torch
 
 import methods
 from benchmarks.checkpoints import Partial, UnusableCheckpoint, remove_partial
+from benchmarks.data import Feature
 from benchmarks.embedded import skimbench_home
 from benchmarks.evaluate import evaluate
 from benchmarks.experiment_data import evaluation_features, padding_id, training_features
@@ -74,6 +75,8 @@ def checkpoint_folder(experiment: Experiment) -> Path:
 
 def _compute(experiment: Experiment, store: RunStore, report: Report) -> dict[str, Any]:
     """Train and score; goes on from the checkpoints of a killed process, where there are any."""
+    if experiment.turned is not None:
+        return _score_turned(experiment, store, report)
     with Partial.open(experiment.config().hash, store.opened_at if store.force else "") as partial:
         try:
             return _train_and_score(experiment, store, report, partial)
@@ -115,17 +118,14 @@ def _train_and_score(experiment: Experiment, store: RunStore, report: Report, pa
         )
         history.append(outcome)
         partial.finish_stage(number, reducer, history)
-    threshold = None
-    if task.kind == "span_qa":
-        held = evaluate(reducer, held_out, task, pad_id, compute=setting.compute, on_batch=report)
-        threshold = tuned_threshold(held.answers or [])
-    splits = {
-        split: _evaluate_split(experiment, split, reducer, pad_id, report, threshold) for split in task.eval_splits
-    }
-    metrics = _metrics(experiment, splits, history, reducer)
-    _note(experiment, metrics, reducer)
+    scores = _score(experiment, reducer, held_out, report)
+    _note(experiment, scores, reducer)
     _save(reducer, checkpoint_folder(experiment))
-    return metrics
+    return scores | {
+        "training": history,
+        "train_seconds": round(sum(stage["seconds"] for stage in history), 3),
+        "options_after_training": dict(reducer.config.options),
+    }
 
 
 def _note(experiment: Experiment, metrics: dict[str, Any], reducer: TokenReducer) -> None:
@@ -146,20 +146,31 @@ def _note(experiment: Experiment, metrics: dict[str, Any], reducer: TokenReducer
     )
 
 
-def _metrics(
-    experiment: Experiment, splits: dict[str, Any], history: list[dict[str, Any]], reducer: TokenReducer
-) -> dict[str, Any]:
-    """What a record says: the score is that of the first split."""
-    task = experiment.task
+def _score_turned(experiment: Experiment, store: RunStore, report: Report) -> dict[str, Any]:
+    """Score the trained reducer at another setting of its sweep."""
+    reducer = trained(experiment.trained_as(), store, report)
+    reducer.to(experiment.setting.compute.device)  # type: ignore[arg-type]  # as in `TokenReducer.around`
+    reducer.sweep_to(experiment.turned)
+    scores = _score(experiment, reducer, training_features(experiment)[1], report)
+    return scores | {"options": dict(reducer.config.options)}
+
+
+def _score(experiment: Experiment, reducer: TokenReducer, held_out: list[Feature], report: Report) -> dict[str, Any]:
+    """What a record says of every split; the score is that of the first."""
+    task, pad_id, compute = experiment.task, padding_id(experiment.model), experiment.setting.compute
+    threshold = None
+    if task.kind == "span_qa":
+        held = evaluate(reducer, held_out, task, pad_id, compute=compute, on_batch=report)
+        threshold = tuned_threshold(held.answers or [])
+    splits = {
+        split: _evaluate_split(experiment, split, reducer, pad_id, report, threshold) for split in task.eval_splits
+    }
     first = splits[task.eval_splits[0]]
     return {
         "metric": task.metric,
         "score": first["scores"][task.metric],
         "keep_ratio": first["cost"]["keep_ratio"],
         "splits": splits,
-        "training": history,
-        "train_seconds": round(sum(stage["seconds"] for stage in history), 3),
-        "options_after_training": dict(reducer.config.options),
     }
 
 
@@ -212,7 +223,8 @@ def _evaluate_split(
         on_batch=report,
         threshold=threshold,
     )
-    return {"scores": result.scores, "cost": result.cost, "retention": result.retention}
+    texts = {} if result.texts is None else {"texts": result.texts}
+    return {"scores": result.scores, "cost": result.cost, "retention": result.retention} | texts
 
 
 def _save(reducer: TokenReducer, folder: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.console import open_console, print_table
+from benchmarks.console import add_json_flag, open_console, print_json, print_table, rows_of
 from benchmarks.errors import Parser, UserError
 from benchmarks.files import writing
 from benchmarks.runs import CorruptRecord, Record, RunConfig, RunStore, load_runs, read_record
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = actions.add_parser("list", parents=[shared], help="one line per record")
     listing.add_argument("--task", metavar="TASK", help="only of this task")
     listing.add_argument("--method", metavar="METHOD", help="only of this method")
+    add_json_flag(listing)
     listing.add_argument("--status", choices=("ok", "failed"), help="only with this outcome")
     showing = actions.add_parser("show", parents=[shared], help="one record, whole")
     showing.add_argument("run", metavar="RUN", help="its hash, or the beginning of it")
@@ -102,6 +103,9 @@ def _list(root: Path, arguments: argparse.Namespace) -> int:
         frame = frame[frame[column] == wanted]
         if frame.empty:
             raise UserError(f"no record has {column.removeprefix('config.')} '{wanted}'; there is {', '.join(known)}")
+    if arguments.json:
+        print_json(records=rows_of(frame), unreadable=[{"path": place, "reason": why} for place, why in unreadable])
+        return 0
     console = open_console()
     print_table(listed(frame), f"{len(frame)} records in {root}", console)
     for place, reason in unreadable:

@@ -10,14 +10,19 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from benchmarks.cli import Session, open_session, parser
-from benchmarks.console import open_console
+from benchmarks.console import add_json_flag, open_console, print_json, rows_of
 from benchmarks.errors import UserError
 from benchmarks.runs import RunStore
 from benchmarks.sweep import Outcome, execute, left_out
+
+if TYPE_CHECKING:
+    from benchmarks.costs import Expected
 
 WORTH = {
     "embedded": "a small model and small data: shows the machinery at work, reproduces no published number",
@@ -56,19 +61,31 @@ class Suite:
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the command; returns the exit status."""
-        session = open_session(parser(self).parse_args(argv), self)
-        console = open_console()
+        flags = parser(self)
+        add_json_flag(flags)
+        arguments = flags.parse_args(argv)
+        session = open_session(arguments, self)
+        session = replace(session, quiet=session.quiet or arguments.json)
+        console = open_console(quiet=arguments.json)
         names = ", ".join(model.title for model in session.models)
         console.print(f"profile {session.profile}: {names}; {WORTH[session.profile]}", highlight=False)
         for line in left_out(session):
             console.print(line, highlight=False)
         if session.dry_run:
-            show_plan(session, console)
+            runs = show_plan(session, console)
+            if arguments.json:
+                print_json(runs=[{"run": run.label, "flops": run.flops} for run in runs])
             return 0
         session = drop_missing_tasks(session, console)
         store = session.store()
         outcome = execute(session, store)
-        return finish(session, store, outcome, console, shlex.join([*self.program.split(), *(argv or sys.argv[1:])]))
+        command = shlex.join([*self.program.split(), *(argv or sys.argv[1:])])
+        rows, paths = write_outcome(session, store, outcome, console, command)
+        if arguments.json:
+            print_json(rows=rows, failures=outcome.failures, tables=paths, records=store.root / "runs", command=command)
+        for failure in outcome.failures:
+            print(f"failed: {failure}", file=sys.stderr)
+        return 1 if outcome.failures else 0
 
 
 def drop_missing_tasks(session: Session, console: Console) -> Session:
@@ -87,21 +104,24 @@ def drop_missing_tasks(session: Session, console: Console) -> Session:
     return replace(session, tasks=kept)
 
 
-def show_plan(session: Session, console: Console) -> None:
-    """`--dry-run`: every run with its cost, touching neither network nor models."""
+def show_plan(session: Session, console: Console) -> list[Expected]:
+    """`--dry-run`: every run with its cost, which are returned, touching neither network nor models."""
     from benchmarks.costs import estimate_text, expected_runs
 
     runs = expected_runs(session)
     for run in runs:
         console.print(f"{run.label}: {estimate_text(run.flops)}", highlight=False)
     console.print(f"in all: {estimate_text(sum(run.flops for run in runs))}", highlight=False)
+    return runs
 
 
-def finish(session: Session, store: RunStore, outcome: Outcome, console: Console, command: str) -> int:
-    """Print and write the tables; name what failed."""
+def write_outcome(
+    session: Session, store: RunStore, outcome: Outcome, console: Console, command: str
+) -> tuple[list[dict[str, Any]], list[Path]]:
+    """Print and write the tables; returns the rows of the long one and the files."""
     from benchmarks import tables
 
-    suite = session.suite
+    suite, paths = session.suite, []
     frame = tables.long_table(outcome.entries, session.paddings, table=suite.table)
     if not frame.empty:
         heading = f"Table {suite.table}, {session.profile} profile"
@@ -127,6 +147,4 @@ def finish(session: Session, store: RunStore, outcome: Outcome, console: Console
         console.print(f"records: {store.root / 'runs'}", highlight=False, soft_wrap=True)
         if store.is_scratch:
             console.print("the work tree has changes, so these results are scratch: commit, then run again")
-    for failure in outcome.failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    return 1 if outcome.failures else 0
+    return rows_of(frame), paths

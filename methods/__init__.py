@@ -9,7 +9,7 @@ from pkgutil import iter_modules
 
 from methods.base import TokenReducer, create, load
 from methods.card import Facts
-from methods.config import PADDINGS, Knob, Options, ReducerConfig, ReducerOutput, Traits
+from methods.config import PADDINGS, Knob, Options, ReducerConfig, ReducerOutput, Sweep, Traits
 from methods.recipes import ParameterGroup, Stage, Trial
 from methods.registry import available, lookup, register
 from methods.stage_callback import StageCallback
@@ -31,6 +31,7 @@ __all__ = [
     "ReducerOutput",
     "Stage",
     "StageCallback",
+    "Sweep",
     "TokenReducer",
     "TokenState",
     "Trace",

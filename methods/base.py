@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 from methods.backbone import Backbone, build_model, head_of
-from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Traits, build_options
+from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Sweep, Traits, build_options
 from methods.encoder import MODES, encode
 from methods.native import class_of, with_head
 from methods.recipes import Stage, Trial, Work, fine_tuning_stage
@@ -38,6 +38,7 @@ class TokenReducer(SavedModel):
     method_name: ClassVar[str]
     options_class: ClassVar[type[Options]] = Options
     traits: ClassVar[Traits]
+    sweep: ClassVar[Sweep | None] = None  # None: the method has one operating point
 
     def __init__(self, config: ReducerConfig, model: transformers.PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -163,6 +164,29 @@ class TokenReducer(SavedModel):
     def set_teacher(self, model: transformers.PreTrainedModel | None) -> None:
         """Learn from a frozen copy of `model`, usually the fine-tuned dense one; None forgets the teacher."""
         self._teacher = None if model is None else Teacher(model)
+
+    @classmethod
+    def sweep_values(cls, task: Any, metrics: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Settings that a sweep tries on a trained model, from light to strong pressure.
+
+        Args:
+            task: as in `recipe_stages`, with `num_labels`. metrics: of the record of the training.
+        """
+        return cls.sweep.values if cls.sweep else ()
+
+    @classmethod
+    def sweep_options(cls, value: Any, own: Mapping[str, Any], layers: int) -> dict[str, Any]:
+        """Options that turn the method to `value`.
+
+        Args:
+            own: all options, as the recipe or the trained model has them. layers: of the encoder.
+        """
+        assert cls.sweep is not None
+        return {cls.sweep.option: own[cls.sweep.option] * value if cls.sweep.relative else value}
+
+    def sweep_to(self, value: Any) -> None:
+        """Turn a trained reducer to a setting, where that needs no training."""
+        self.set_options(**self.sweep_options(value, vars(self.options), self.backbone.num_layers))
 
     def begin_stage(self, stage: Stage, updates: int) -> None:
         """Called before a stage of `updates` optimizer updates trains; its teacher is set already.

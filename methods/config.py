@@ -84,6 +84,23 @@ class Traits:
     knob: Knob | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """The settings of a method's own trade of score for speed that a figure shows beside the recipe's own.
+
+    Attributes:
+        option: what is turned: an option's name, or of what is scaled.
+        values: from light to strong pressure; empty where only the trained model knows them.
+        relative: they are factors of the recipe's own value.
+        retrains: each needs a training of its own; else the trained model is only scored again.
+    """
+
+    option: str
+    values: tuple[float, ...] = ()
+    relative: bool = False
+    retrains: bool = True
+
+
 class ReducerConfig(transformers.PreTrainedConfig):
     """Configuration of a reducer: the stock model's class and configuration, the method's name and its options."""
 

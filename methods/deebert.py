@@ -9,6 +9,7 @@ the last layer (`last_ramp=True` adds it, as released); the frozen backbone take
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import TokenReducer
-from methods.config import Knob, Options, Traits
+from methods.config import Knob, Options, Sweep, Traits
 from methods.exits import TOKEN_REASONS, exit_classifier, exit_macs
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, fine_tuning_stage, short_stage
 from methods.registry import register
@@ -85,6 +86,7 @@ class DeeBert(TokenReducer):
         },
         knob=Knob(option="threshold", after_training=True),
     )
+    sweep = Sweep(option="threshold", values=(0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.95, 0.99), retrains=False)
 
     def build(self) -> None:
         backbone, threshold = self.backbone, self.options.threshold
@@ -127,6 +129,11 @@ class DeeBert(TokenReducer):
     def _threshold(self, layer: int) -> float:
         threshold = self.options.threshold
         return threshold[layer] if isinstance(threshold, tuple) else threshold
+
+    @classmethod
+    def sweep_values(cls, task: Any, metrics: Mapping[str, Any]) -> tuple[float, ...]:
+        """The shares of the greatest entropy that `num_labels` classes can have, in nats."""
+        return tuple(round(share * math.log(task.num_labels), 4) for share in cls.sweep.values)
 
     @classmethod
     def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.base import TokenReducer
-from methods.config import Options, Traits
+from methods.config import Options, Sweep, Traits
 from methods.distillation import softened_divergence, state_distance
 from methods.pairs import as_pairs, check_pairs, second_starts, separator_of
 from methods.passage_cache import Fingerprint, PassageCache, fill, lower_parts, passage_keys
@@ -109,6 +109,7 @@ class DeFormer(TokenReducer):
         unsupported={"single_text": "it decomposes the two texts of a pair, one of which is known beforehand"},
         published_cost=WARM,
     )
+    sweep = Sweep(option="split", values=(0.25, 0.5, 1.0))
 
     def build(self) -> None:
         self.cache: PassageCache | None = None
@@ -283,6 +284,11 @@ class DeFormer(TokenReducer):
                     if self.options.student == "initial" or weight in lower - upper:  # ALBERT's layers are one
                         weight.copy_(self._initial[name])
             self._initial = None
+
+    @classmethod
+    def sweep_options(cls, value: float, own: Mapping[str, Any], layers: int) -> dict[str, Any]:
+        """The texts stay apart in the share `value` of the layers."""
+        return {"split": round(value * layers)}
 
     @classmethod
     def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:

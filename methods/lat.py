@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.base import TokenReducer
-from methods.config import Knob, Options, ReducerOutput, Traits
+from methods.config import Knob, Options, ReducerOutput, Sweep, Traits
 from methods.counts import check_counts, check_layers, counted_tokens, most_attended
 from methods.encoder import encode
 from methods.lat_search import LEAST, Budget, Configuration, Space, length_drop, search
@@ -127,6 +127,7 @@ class Lat(TokenReducer):
         strategy="searched",
         knob=Knob(option="length_configuration", after_training=True),
     )
+    sweep = Sweep(option="length_configuration", retrains=False)
 
     def build(self) -> None:
         self._pass: Pass | None = None  # of training, while it runs
@@ -272,6 +273,13 @@ class Lat(TokenReducer):
         chosen = found.choose(options.operating_point, tolerance=options.tolerance, speedup=options.speedup)
         self.set_options(length_configuration=chosen.configuration)
         return found.record(chosen) | {"seed": seed}
+
+    @classmethod
+    def sweep_values(cls, task: Any, metrics: Mapping[str, Any]) -> tuple[Configuration, ...]:
+        """The configurations on the front that the search found, the dearest first."""
+        found = [member for stage in metrics["training"] for member in stage.get("search", {}).get("front", ())]
+        front = sorted(found, key=lambda member: -member["macs"])
+        return tuple(tuple(member["configuration"]) for member in front)
 
     def configuration_macs(self, configuration: Configuration) -> int:
         """MACs of a text of `max_length` tokens, embeddings and head included."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import TokenReducer
-from methods.config import Knob, Options, Traits
+from methods.config import Knob, Options, Sweep, Traits
 from methods.recipes import BACKWARD, FINE_TUNE, ParameterGroup, Stage, Work, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
@@ -177,6 +177,7 @@ class Lot(TokenReducer):
         },
         knob=Knob(option="top_p", least=0.98, most=0.02),
     )
+    sweep = Sweep(option="top_p", values=(0.7, 0.5, 0.2, 0.1))
 
     def check_options(self, options: LotOptions) -> None:
         if options.summary and self.backbone.is_rotary:

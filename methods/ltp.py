@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import TokenReducer
-from methods.config import Knob, Options, Traits
+from methods.config import Knob, Options, Sweep, Traits
 from methods.recipes import ParameterGroup, Stage, fine_tuning_stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
@@ -90,6 +90,7 @@ class Ltp(TokenReducer):
         as_released={"mask_only": True},
         knob=Knob(option="pruning_weight", least=1e-4, most=10.0, log=True),
     )
+    sweep = Sweep(option="thresholds", values=(0.25, 0.5, 0.75, 1.25, 1.5, 2.0, 3.0), relative=True, retrains=False)
 
     def build(self) -> None:
         self.thresholds = nn.Parameter(starting_thresholds(self.options, self.backbone.num_layers))
@@ -100,6 +101,11 @@ class Ltp(TokenReducer):
 
     def needs_scores(self, layer: int) -> bool:
         return self.prunes(layer)
+
+    def sweep_to(self, value: float) -> None:
+        """Scale the learned thresholds by `value`; 0 prunes nothing."""
+        with torch.no_grad():
+            self.thresholds.mul_(value)
 
     @property
     def _soft(self) -> bool:

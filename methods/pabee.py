@@ -10,6 +10,7 @@ suggests, not the public default of 0, which never exits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import TokenReducer
-from methods.config import Knob, Options, Traits
+from methods.config import Knob, Options, Sweep, Traits
 from methods.exits import TOKEN_REASONS, exit_classifier, exit_macs
 from methods.recipes import ParameterGroup, Stage, short_stage
 from methods.registry import register
@@ -71,6 +72,7 @@ class Pabee(TokenReducer):
         unsupported=TOKEN_REASONS,
         knob=Knob(option="patience", after_training=True),
     )
+    sweep = Sweep(option="patience", retrains=False)
 
     def build(self) -> None:
         backbone = self.backbone
@@ -140,6 +142,12 @@ class Pabee(TokenReducer):
         each = torch.stack([self.task_loss(z, inputs.labels).mean() for z in exits])
         weighted = depth_weights(len(exits)).to(each) * each
         return {"task": weighted[-1], "exits": weighted[:-1].sum()}
+
+    @classmethod
+    def sweep_values(cls, task: Any, metrics: Mapping[str, Any]) -> tuple[int, ...]:
+        """Every patience with which a text may leave before the last layer, the greatest first."""
+        layers = len(next(iter(metrics["splits"].values()))["cost"]["exits"])
+        return tuple(range(layers - 2, 0, -1))
 
     @classmethod
     def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:

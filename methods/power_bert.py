@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from methods.backbone import TOKEN_HEADS
 from methods.base import TokenReducer
-from methods.config import Knob, Options, Traits
+from methods.config import Knob, Options, Sweep, Traits
 from methods.counts import check_counts, check_layers, counted_tokens, most_attended
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, fine_tuning_stage, short_stage
 from methods.registry import register
@@ -119,6 +119,7 @@ class PowerBert(TokenReducer):
         ),
         knob=Knob(option="search_weight", least=1e-5, most=0.3, log=True),
     )
+    sweep = Sweep(option="search_weight", values=(0.03, 0.1, 0.3, 3.0), relative=True)
 
     def build(self) -> None:
         self.retention: nn.Parameter | None = None  # (layers, max_length), only during the search

@@ -6,7 +6,7 @@ change nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from methods.base import TokenReducer
-from methods.config import Options, Traits
+from methods.config import Options, Sweep, Traits
 from methods.recipes import ParameterGroup, Stage, short_stage
 from methods.registry import register
 from methods.state import Decision, TokenState
@@ -59,6 +59,12 @@ class Random(TokenReducer):
         dropped="forwarded",
         strategy="given",
     )
+    sweep = Sweep(option="keep_schedule", values=(0.8, 0.5, 0.2, 0.05, 0.01))
+
+    @classmethod
+    def sweep_options(cls, value: float, own: Mapping[str, Any], layers: int) -> dict[str, Any]:
+        """A schedule that falls geometrically to the share `value` at the last layer."""
+        return {"keep_schedule": tuple(round(value ** ((layer + 1) / layers), 4) for layer in range(layers))}
 
     def build(self) -> None:
         layers, schedule = self.backbone.num_layers, self.options.keep_schedule

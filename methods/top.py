@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from methods.attention import AttentionScores
 from methods.base import TokenReducer
-from methods.config import Knob, Options, Traits
+from methods.config import Knob, Options, Sweep, Traits
 from methods.distillation import softened_divergence
 from methods.hard_concrete import BOUND, open_bits, open_probability, sample
 from methods.mac_constraint import sparsity
@@ -107,6 +107,7 @@ class Top(TokenReducer):
         as_released={"masks_only": True, "binning": "float32", "noisy_scores": True},
         knob=Knob(option="target_sparsity", most=0.95),
     )
+    sweep = Sweep(option="target_sparsity", values=(0.2, 0.4, 0.6, 0.8))
 
     def build(self) -> None:
         layers, first = self.backbone.num_layers, self.options.first_location

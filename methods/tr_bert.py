@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import TokenReducer
-from methods.config import Knob, Options, ReducerOutput, Traits
+from methods.config import Knob, Options, ReducerOutput, Sweep, Traits
 from methods.packing import masked_rank
 from methods.policy_gradient import Rollout, length_price, policy_loss, replicate
 from methods.recipes import BACKWARD, FINE_TUNE, FORWARD, ParameterGroup, Stage, Work, fine_tuning_stage, short_stage
@@ -142,6 +142,7 @@ class TrBert(TokenReducer):
         released_removes=True,
         knob=Knob(option="length_weight", least=0.02, most=20.0, log=True),
     )
+    sweep = Sweep(option="length_weight", values=(0.25, 0.5, 2.0, 4.0), relative=True)
 
     def build(self) -> None:
         depth, chosen = self.backbone.num_layers, self.options.policy_layers
@@ -276,6 +277,13 @@ class TrBert(TokenReducer):
 
     def _policy(self, step: int) -> SelectionPolicy:
         return cast(SelectionPolicy, self.policies[step])
+
+    @classmethod
+    def sweep_options(cls, value: float, own: Mapping[str, Any], layers: int) -> dict[str, Any]:
+        """Both stages' price of a token, where they have one each."""
+        early = own["policy_length_weight"]
+        scaled = super().sweep_options(value, own, layers)
+        return scaled | {"policy_length_weight": None if early is None else early * value}
 
     @classmethod
     def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from methods.attention import NORMALISATIONS
 from methods.base import TokenReducer
-from methods.config import Knob, Options, Traits
+from methods.config import Knob, Options, Sweep, Traits
 from methods.recipes import ParameterGroup, Stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
@@ -93,6 +93,7 @@ class Transkimmer(TokenReducer):
         as_released={"skim_attention": "unnormalised", "sample_in_eval": True},
         knob=Knob(option="skim_weight", least=0.02, most=10.0, log=True),
     )
+    sweep = Sweep(option="skim_weight", values=(0.25, 0.5, 2.0, 4.0), relative=True)
 
     def build(self) -> None:
         self.predictors = nn.ModuleList(

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from plots.style import BARS, SHADE, drawing, legend, legend_height, lines_of, look, panels
+from plots.style import SHADE, drawing, legend, legend_height, lines_of, look, panels
 
 LEGEND_COLUMNS = 3
 
@@ -43,7 +43,7 @@ def latency_figure(rows: Sequence[Mapping[str, Any]], *, columns: int = 2) -> Fi
                     linestyle="",
                     zorder=3,
                     **look(method).marks(),
-                    **BARS,
+                    **look(method).bars(),
                 )
             panel.set(xlim=(0, highest), ylim=(0, highest), xlabel="FLOPs ratio", ylabel="Time ratio")
             panel.set_title(name, loc="left")

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from plots.style import BARS, drawing, legend, legend_height, lines_of, look, panels
+from plots.style import drawing, legend, legend_height, lines_of, look, panels
 
 LEGEND_COLUMNS = 3
 DODGE = 0.24  # layers over which the lines are spread, so that equal ones do not hide each other
@@ -53,7 +53,7 @@ def _line(panel: Axes, method: str, seeds: Sequence[Sequence[float]], shift: flo
         yerr=percent.std(axis=0, ddof=1) if len(percent) > 1 else None,
         linestyle=drawn.line,
         **drawn.marks(),
-        **BARS,
+        **drawn.bars(),
     )
 
 

@@ -28,7 +28,6 @@ COLUMN, PAGE = 3.3, 6.8  # inches: one column of a two-column paper, both of the
 GOLDEN = 0.62  # height of a panel over its width
 FORMATS = ("svg", "png", "pdf")
 INK, GRID, SHADE = "#222222", "#dddddd", "#bbbbbb"
-BARS: dict[str, Any] = {"elinewidth": 0.7, "capsize": 1.5, "capthick": 0.7}  # of `Axes.errorbar`
 # A date or a program's version in the file would make two drawings of the same data differ.
 METADATA: dict[str, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": None},
@@ -86,9 +85,13 @@ class Look:
         size = 5.5 if self.marker == "*" else 3.8 if thin else 3.6
         return {"color": self.colour, "marker": self.marker, "markersize": size, **filling}
 
-    def key(self) -> Line2D:
+    def bars(self) -> dict[str, Any]:
+        """Keywords of `Axes.errorbar` for its error bars: light, as many cross."""
+        return {"ecolor": (self.colour, 0.5), "elinewidth": 0.7, "capsize": 0}
+
+    def key(self, *, hollow: bool = False) -> Line2D:
         """This method in a legend."""
-        return Line2D([], [], linestyle=self.line, **self.marks())
+        return Line2D([], [], linestyle="" if hollow else self.line, **self.marks(hollow=hollow))
 
 
 LOOKS: dict[str, Look] = {
@@ -147,15 +150,15 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def panels(count: int, *, columns: int = 1, extra: float = 0.0) -> tuple[Figure, list[Axes]]:
+def panels(count: int, *, columns: int = 1, extra: float = 0.0, height: float = GOLDEN) -> tuple[Figure, list[Axes]]:
     """A figure with `count` panels, a column wide or, with several columns, a page; unused places stay empty.
 
     Args:
-        extra: inches of height for a legend above them.
+        extra: inches of height for a legend above them. height: of a panel, over its width.
     """
     rows = -(-count // columns)
     width = COLUMN if columns == 1 else PAGE
-    figure = Figure(figsize=(width, rows * width / columns * GOLDEN + extra), layout="constrained")
+    figure = Figure(figsize=(width, rows * width / columns * height + extra), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for unused in axes[count:]:
         unused.remove()

@@ -45,10 +45,10 @@ class Page:
         """Header and rows of the table made from a file: the exact values where the page rounds them."""
         return [[exact(cell) for cell in row] for row in self._rows(file)]
 
-    def linked_values(self, file: str) -> list[tuple[str, str]]:
-        """(link, first exact value in it) of the linked cells of a file's table."""
-        links = [link for row in self._rows(file) for cell in row for link in cell.iter("a")]
-        return [(link.get("href"), exact(link).split()[0]) for link in links]
+    def linked_cells(self, file: str) -> list[tuple[list[str], str]]:
+        """(links, first exact value) of the linked cells of a file's table."""
+        cells = [cell for row in self._rows(file) for cell in row if next(cell.iter("a"), None) is not None]
+        return [([link.get("href") for link in cell.iter("a")], exact(cell).split()[0]) for cell in cells]
 
     def record(self, anchor: str) -> dict[str, str]:
         """What the entry of a record says."""
@@ -58,10 +58,10 @@ class Page:
 
 
 def exact(element: Element) -> str:
-    """The text of an element, of `data` elements their value, with single spaces."""
+    """The text of an element, of `data` elements their value, without marks of further records, with single spaces."""
 
     def texts(one: Element) -> list[str]:
-        if one.tag == "data":
+        if one.tag in ("data", "sup"):
             return [one.get("value") or "", one.tail or ""]
         inside = [text for child in one for text in texts(child)]
         return [one.text or "", *inside, one.tail or ""]

@@ -22,6 +22,7 @@ from benchmarks import (
     glue,
     latency,
     long,
+    pareto,
     plan,
     regression,
     report,
@@ -48,6 +49,7 @@ COMMANDS = {
     "latency": latency.main,
     "regression": regression.main,
     "strategy": strategy.main,
+    "pareto": pareto.main,
     "embedded": embedded.main,
     "accelerate": accelerate.main,
 }
@@ -293,6 +295,18 @@ ARGUMENTS: dict[str, Case] = {
         ["no records and no tables in data"],
     ),
     "report: unknown flag": ("report", ["--all"], None, ["unrecognized arguments: --all", "--help"]),
+    "pareto: no points": ("pareto", [*LOCAL, "--points", "0"], None, ["--points must be at least 1, got 0"]),
+    "pareto: no budget": ("pareto", [*LOCAL, "--budget", "0"], None, ["--budget is in minutes", "more than 0"]),
+    "pareto: budget that is no number": ("pareto", [*LOCAL, "--budget", "long"], None, ["--budget", "'long'"]),
+    "pareto: unknown task": ("pareto", [*LOCAL, "--dataset", "moood"], None, ["no task 'moood'"]),
+    "pareto: no records": ("pareto", ["--from-records", "--results", "data"], None, ["no finished runs in data"]),
+    "pareto: no records of a task": (
+        "pareto",
+        ["--from-records", "--results", "data", "--dataset", "mood"],
+        None,
+        ["no finished runs in"],
+    ),
+    "pareto: no stand-in": ("pareto", ["--profile", "embedded", "--dataset", "imdb"], None, ["nor a stand-in for it"]),
     "embedded: unknown task": ("embedded", ["--tasks", "sst2"], None, ["--tasks", "'sst2'", "vader_sentiment"]),
 }
 

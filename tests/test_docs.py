@@ -30,6 +30,10 @@ from tests.tiny import make_batch
 
 PAGES = {path.relative_to(PROJECT_ROOT).as_posix(): path for path in (PROJECT_ROOT / "README.md", *docs.pages())}
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
+# Commands that are run as they are, with what keeps one that measures short; of others, --help is.
+RUN = dict.fromkeys(("audit", "case_study", "runs", "report", "strategy", "completion"), ())
+SMALL = "--model model --data-dir data --tasks mood --texts 8 --rounds 1 --batch-sizes 1 --methods ltp --schedule 2x"
+RUN |= {"latency": tuple(SMALL.split())}
 COMMANDS = {
     f"{package.__name__}.{found.name}": importlib.import_module(f"{package.__name__}.{found.name}")
     for package in (benchmarks, plots)
@@ -37,7 +41,7 @@ COMMANDS = {
 }
 # What a reader's folder holds that follows the pages; hub names stand for the tiny model.
 HUB_NAMES = ("google-bert/bert-base-uncased",)
-REPRODUCE = re.compile(r"^  (\w+) {2,}", re.MULTILINE)
+REPRODUCE = re.compile(r"^  (\w+) +\w", re.MULTILINE)  # its targets, as its help lists them
 ELSEWHERE = ("setup", "test", "help", "all")  # targets of reproduce.sh that tests/test_project.py runs
 MADE_BEFORE = "no trained reducer"  # a command that shows what another one trained
 
@@ -106,7 +110,7 @@ def test_python_of_a_page_runs_from_top_to_bottom(reader, page):
 @pytest.mark.parametrize(("page", "code"), list(blocks("bash")))
 def test_commands_run(reader, capsys, page, code):
     for line in code.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
+        words = shlex.split(line.partition(" > ")[0], comments=True)
         if words:
             run(words)
 
@@ -119,12 +123,18 @@ def run(words):
         if words[1] in ELSEWHERE:
             return
         words = ["python", "-m", f"benchmarks.{words[1]}", *words[2:]]
+    if words[0] == "python" and words[1].startswith("examples/"):
+        assert (PROJECT_ROOT / words[1]).is_file()  # run by tests/test_examples.py
+        return
     if words[:2] in (["pip", "install"], ["mkdocs", "build"], ["mkdocs", "serve"]):
         return installs(words)
     assert words[:2] == ["python", "-m"], f"say in tests/test_docs.py how to run: {shlex.join(words)}"
     main, arguments = main_of(words[2]), words[3:]
     if "--dry-run" in help_of(main) and "--dry-run" not in arguments:
         arguments = [*arguments, "--dry-run"]
+    elif words[2].startswith("benchmarks."):
+        name = words[2].removeprefix("benchmarks.")
+        arguments = [*arguments, *RUN[name]] if name in RUN else ["--help"]
     status, said = outcome(main, arguments)
     assert status == 0 or MADE_BEFORE in said, said
 

@@ -128,6 +128,12 @@ def test_pareto_figure_draws_points_bars_reported_ones_and_the_front():
     assert named == ["Transkimmer", "LAT", FRONT_TITLE, "printed"]
 
 
+def test_points_below_the_axis_are_counted_in_the_panel():
+    panel = pareto_figure(points(), lowest=69.5).axes[0]
+    assert panel.get_ylim()[0] == 69.5 and [text.get_text() for text in panel.texts] == ["1 point below 70"]
+    assert not pareto_figure(points(), lowest=60.0).axes[0].texts
+
+
 @pytest.mark.parametrize(("low", "high"), [(1, 1.02), (1, 1.3), (1, 3), (0.7, 2), (1, 11), (0.2, 40), (1, 900)])
 def test_ratio_axes_have_a_few_round_ticks_with_room(low, high):
     axes = pareto_figure(points()).axes[0]

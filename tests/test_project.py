@@ -72,6 +72,8 @@ def test_an_unknown_target_is_one_sentence_and_status_2(project) -> None:
         ("latency", "benchmarks.latency"),
         ("bench", "benchmarks.regression"),
         ("audit", "benchmarks.audit"),
+        ("pareto", "benchmarks.pareto"),
+        ("figures", "benchmarks.figures"),
         ("report", "benchmarks.report"),
         ("test", "pytest"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from benchmarks import figures
 from benchmarks.cli import run_command
 from benchmarks.comparable import read_comparisons
 from benchmarks.strategy import main
@@ -69,6 +70,15 @@ def test_runs_on_other_rows_are_left_out_and_said(results, capsys):
     assert "are left out" in (results / "tables" / "strategy.md").read_text()
 
 
+def test_records_of_an_earlier_recipe_have_a_figure_of_their_own(tmp_path):
+    old = [{"name": "fine_tune", "epochs": 99}]
+    write_record(tmp_path, "dense", speedup=1.0, stages=old)
+    write_record(tmp_path, "lat", shares=(0.9, 0.6, 0.3), stages=old, options={"speedup": 1.7})
+    write_record(tmp_path, "lat", shares=(0.1, 0.1, 0.1))
+    assert run(tmp_path) == 0
+    assert table(tmp_path)["layer_1"].to_dict() == pytest.approx({"dense": 1.0, "lat": 0.9})
+
+
 def test_tasks_and_methods_are_chosen_by_name(results):
     write_record(results, "lat", task="sst2")
     assert run(results, "--tasks", "mood", "--methods", "lat") == 0
@@ -82,6 +92,11 @@ def test_a_divided_or_partial_data_set_says_so_in_its_title(tmp_path):
     write_record(tmp_path, "lat", task="sst2", max_train_samples=90)
     titles = {comparison.task: comparison.title for comparison in read_comparisons(tmp_path)}
     assert titles == {"squad_v2": "SQuAD v2.0 (validation by title)", "sst2": "SST-2 (sample)"}
+
+
+def test_both_figures_are_drawn_by_one_command(results):
+    assert run_command(figures.main, ["--results", str(results), "--quiet"]) == 0
+    assert {"strategy-mood.svg", "pareto-mood.svg"} <= {path.name for path in (results / "figures").iterdir()}
 
 
 def test_unreadable_and_failed_records_are_passed_over(results):
