@@ -11,6 +11,7 @@ Usage: ./reproduce.sh TARGET [ARGUMENTS...]
   glue     Table 3: every method on GLUE, or on the embedded data where there is no GPU (python -m benchmarks.glue)
   long     Table 4: every method on long texts: SQuAD v2, 20News, Yelp, IMDB, or embedded ones (python -m benchmarks.long)
   latency  time of every method against dense models, interleaved, beside the FLOPs (python -m benchmarks.latency)
+  bench    the gate against slow-downs, with its history (python -m benchmarks.regression)
   audit    the papers' tables against their own arithmetic; Tables 1 and 2 (python -m benchmarks.audit)
   pareto   Figure 3: every method swept over its settings: SQuAD v2 and MRPC, or embedded data (python -m benchmarks.pareto)
   figures  Figures 3 and 4 drawn from the records that there are, in seconds (python -m benchmarks.figures)
@@ -82,9 +83,9 @@ target=${1:-help}
 if [ $# -gt 0 ]; then shift; fi
 case $target in
   help | -h | --help) usage; exit ;;
-  setup | glue | long | latency | audit | pareto | figures | report | test) ;;
+  setup | glue | long | latency | bench | audit | pareto | figures | report | test) ;;
   *)
-    say "unknown target '$target'; the targets are setup, glue, long, latency, audit, pareto, figures, report, test and help"
+    say "unknown target '$target'; the targets are setup, glue, long, latency, bench, audit, pareto, figures, report, test and help"
     exit 2
     ;;
 esac
@@ -105,6 +106,7 @@ fi
 
 case $target in
   setup) say "ready; next: ./reproduce.sh glue" ;;
+  bench) exec "$python" -m benchmarks.regression "$@" ;;
   glue | long | latency | audit | pareto | figures | report) exec "$python" -m "benchmarks.$target" "$@" ;;
   test) exec "$python" -m pytest "$@" ;;
 esac

@@ -7,7 +7,7 @@ still read once; dense replay / replay, over the ratio of FLOPs, is the bound of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,18 +18,26 @@ from torch.overrides import TorchFunctionMode
 
 from methods import attention
 
-PRODUCTS = {F.linear, F.scaled_dot_product_attention, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm}
+PRODUCTS: set[Callable[..., Any]] = {
+    F.linear,
+    F.scaled_dot_product_attention,
+    torch.matmul,
+    Tensor.matmul,
+    Tensor.__matmul__,
+    torch.bmm,
+}
 SCORED = "attention_with_scores"  # replayed as plain attention at the same sizes
 
 
 class Recorder(TorchFunctionMode):
-    """Notes every matrix product and attention call that runs inside it; `replay` runs them again, alone.
+    """Notes every call of some functions that runs inside it; `replay` runs them again, alone.
 
-    Activations are replaced by buffers of the same shapes and strides, weights are the model's own.
+    States are replaced by buffers of the same shapes and strides, weights and indices are the pass's own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, functions: Collection[Callable[..., Any]]) -> None:
         super().__init__()
+        self._functions = functions
         self.calls: list[Callable[[], object]] = []
         self._buffers: dict[tuple[Any, ...], Tensor] = {}
         self._silent = False
@@ -38,12 +46,12 @@ class Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in PRODUCTS and not self._silent:
+        if func in self._functions and not self._silent and _has_states(args):
             self._note(func, args, kwargs)
         return func(*args, **kwargs)
 
     def replay(self) -> None:
-        """Run the recorded products."""
+        """Run the recorded calls."""
         for call in self.calls:
             call()
 
@@ -53,7 +61,9 @@ class Recorder(TorchFunctionMode):
         self.calls.append(lambda: func(*given, **named))
 
     def _stand_in(self, value: Any, place: object) -> Any:
-        if not isinstance(value, Tensor) or isinstance(value, torch.nn.Parameter) or value.dtype == torch.bool:
+        if isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) for item in value):
+            return [self._stand_in(item, (place, number)) for number, item in enumerate(value)]
+        if not isinstance(value, Tensor) or isinstance(value, torch.nn.Parameter) or not value.is_floating_point():
             return value
         key = (place, value.shape, value.stride(), value.dtype, value.device)
         if key not in self._buffers:
@@ -68,7 +78,9 @@ class Recorder(TorchFunctionMode):
         own = getattr(attention, SCORED)
 
         def noted(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Any:
-            self._note(F.scaled_dot_product_attention, (query, key, value), {"attn_mask": bias, "dropout_p": dropout})
+            if F.scaled_dot_product_attention in self._functions:
+                given = {"attn_mask": bias, "dropout_p": dropout}
+                self._note(F.scaled_dot_product_attention, (query, key, value), given)
             self._silent = True
             try:
                 return own(query, key, value, bias, dropout)
@@ -82,9 +94,19 @@ class Recorder(TorchFunctionMode):
             setattr(attention, SCORED, own)
 
 
-def record(run: Callable[[], object]) -> Recorder:
-    """Run once and note the products."""
-    recorder = Recorder()
+def _has_states(values: Iterable[Any]) -> bool:
+    """Whether there is a floating-point tensor among them; sums of counts and indices are no work of the model."""
+    return any(
+        _has_states(value)
+        if isinstance(value, (list, tuple))
+        else isinstance(value, Tensor) and value.is_floating_point()
+        for value in values
+    )
+
+
+def record(run: Callable[[], object], functions: Collection[Callable[..., Any]] = PRODUCTS) -> Recorder:
+    """Run once and note the calls of `functions`, by default the matrix products."""
+    recorder = Recorder(functions)
     with recorder.scored_as_plain(), recorder:
         run()
     return recorder

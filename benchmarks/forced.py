@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods import TokenReducer
+from methods import ReducerOutput, TokenReducer
 from methods.state import Decision, TokenState
 
 HOOKS = ("before_layer", "after_attention", "after_layer")
@@ -88,7 +88,7 @@ class Forced:
         exits = passes.long().sum(dim=0).clamp(max=len(shares) - 1)
         return (rank < wanted.unsqueeze(2)) & mask, exits.to(mask.device)
 
-    def run(self, batch: dict[str, Tensor], tables: tuple[Tensor, Tensor]) -> object:
+    def run(self, batch: dict[str, Tensor], tables: tuple[Tensor, Tensor]) -> ReducerOutput:
         """A forward pass of the reducer that decides by `tables`."""
         self._keep, self._exit_layers = tables
         return self.reducer(**batch)

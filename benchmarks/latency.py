@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 KIND = "latency"
 RANDOM_SHAPE = "random:bert-base"
+SIZES = ("num_layers", "hidden_size", "intermediate_size", "num_heads")
 BATCH_SIZES, SCHEDULES, ROUNDS = (1, 32), ("4x",), 4
 
 
@@ -215,6 +216,7 @@ def _bench(arguments: argparse.Namespace, task_name: str) -> Bench:
         model, identity = load_model(tokens, task), tokens.identity
     else:
         model, identity = _random_model(task), RANDOM_SHAPE
+    _check_fit(model, reducers, arguments.schedule)
     dtype = getattr(torch, arguments.dtype)
     for module in (model, *(reducer for _, reducer in reducers)):
         nn.Module.to(module, device=device, dtype=dtype).eval()
@@ -234,6 +236,21 @@ def _bench(arguments: argparse.Namespace, task_name: str) -> Bench:
         dtype=arguments.dtype,
         device=device,
     )
+
+
+def _check_fit(model: PreTrainedModel, reducers: Sequence[tuple[Path, TokenReducer]], schedules: Sequence[str]) -> None:
+    """Refuse shares that are not one per layer, and reducers whose dense model is another."""
+    import methods
+
+    backbone = methods.create("dense", model).backbone
+    for schedule in schedules:
+        if "," in schedule and len(schedule.split(",")) != backbone.num_layers:
+            raise UserError(
+                f"--schedule {schedule} has {len(schedule.split(','))} shares for {backbone.num_layers} layers"
+            )
+    for folder, reducer in reducers:
+        if any(getattr(reducer.backbone, size) != getattr(backbone, size) for size in SIZES):
+            raise UserError(f"the reducer {folder} is on a model of other sizes than {reducers[0][0]}; time them apart")
 
 
 def _random_model(task: Task) -> PreTrainedModel:

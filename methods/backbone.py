@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -30,6 +31,7 @@ ARCHITECTURES = {  # head -> how the names of the stock classes that carry it en
 }
 HEADS = tuple(ARCHITECTURES)
 TOKEN_HEADS = ("span_qa", "token_classification")  # these read every token, the others [CLS] alone
+Outputs = TypeVar("Outputs")
 StockModule = Any  # a stock model, encoder or layer, whose parts differ by family and are found by name
 
 
@@ -195,6 +197,16 @@ SPECS: dict[str, BackboneSpec] = {
 }
 
 
+def checkpointed(layer: StockModule, block: Callable[..., Outputs], *tensors: Tensor) -> Outputs:
+    """`block(*tensors)`, computed again in the backward pass where the user asked for that.
+
+    Asking is transformers' own `activation_checkpointing_enable`, which marks the stock layers.
+    """
+    if layer.training and torch.is_grad_enabled() and getattr(layer, "gradient_checkpointing", False):
+        return layer._gradient_checkpointing_func(block, *tensors)
+    return block(*tensors)
+
+
 class Backbone:
     """A stock transformers task model, seen through its `BackboneSpec`.
 
@@ -293,7 +305,7 @@ class Backbone:
 
     def feed_forward(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         """The whole feed-forward block with residual and norm; (..., hidden_size) -> the same shape."""
-        return self.spec.feed_forward(layer, hidden)
+        return checkpointed(layer, partial(self.spec.feed_forward, layer), hidden)
 
     def finish(self, hidden: Tensor) -> Tensor:
         """What the head sees of states behind the last layer; (..., hidden_size) -> the same shape."""

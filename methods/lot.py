@@ -222,9 +222,10 @@ class Lot(TokenReducer):
         """Logits (*tokens, 2) of leap and process, and the (*tokens) bool that were routed: all live ones but [CLS]."""
         routed = state.live & ~state.first
         context = mean_state(state, state.live).detach()
-        rows = self.routers[state.layer]((state.hidden + state.expand(context))[routed]).float()
-        logits = rows.new_zeros(*routed.shape, 2)
-        logits[routed] = rows
+        places = routed.flatten().nonzero().squeeze(1)
+        asked = (state.hidden + state.expand(context)).flatten(0, -2).index_select(0, places)
+        rows = self.routers[state.layer](asked).float()
+        logits = rows.new_zeros(routed.numel(), 2).index_copy(0, places, rows).view(*routed.shape, 2)
         return logits, routed
 
     def losses(self, state: TokenState, logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.attention import AttentionScores, MaskedKeys, masked_attention
-from methods.backbone import Backbone
+from methods.backbone import Backbone, checkpointed
 from methods.packing import masked_rank
 from methods.state import Decision, Extras, Inputs, StateOptions, TokenState
 from methods.trace import Trace
@@ -116,15 +118,14 @@ class MaskedState(TokenState):
         voters = None
         if scores:
             voters = torch.ones_like(self.live) if self._options.all_vote else self._computed
-        context, received, diagonal = masked_attention(
-            query,
-            key,
-            value,
-            keys,
+        attention = partial(
+            masked_attention,
+            keys=keys,
             dropout=self._dropout(backbone, layer),
             voters=voters,
             noisy_scores=self._options.noisy_scores,
         )
+        context, received, diagonal = checkpointed(layer, attention, query, key, value)
         self.hidden = backbone.finish_attention(layer, context, self.hidden)
         self.scores = (
             None

@@ -136,7 +136,8 @@ class PackedState(TokenState):
         key_lengths = lengths
         if self.extras.summary is not None:
             key, value, bias = self._append_summary(backbone, layer, key, value, bias)
-            self.trace.overhead_macs[self.sequences] += 2 * backbone.hidden_size**2
+            summary_macs = 2 * backbone.hidden_size**2
+            self.trace.overhead_macs.index_add_(0, self.sequences, torch.full_like(self.sequences, summary_macs))
             key_lengths = [length + 1 for length in lengths]
         context, received, diagonal = packed_attention(
             query,
@@ -277,7 +278,7 @@ class PackedState(TokenState):
         total = len(key) + len(self._lengths)
 
         def lay(own: Tensor, extra: Tensor) -> Tensor:
-            return own.new_empty(total, *own.shape[1:]).index_copy(0, rows, own).index_copy(0, last, extra)
+            return own.new_empty(total, *own.shape[1:]).index_copy_(0, rows, own).index_copy_(0, last, extra)
 
         key = lay(key, backbone.heads_of(layer, "key", self.extras.summary))
         value = lay(value, backbone.heads_of(layer, "value", self.extras.summary))

@@ -21,6 +21,7 @@ class SavedModel(transformers.PreTrainedModel):
     """A model of transformers that is saved as JSON and safetensors alone, beside a model card."""
 
     config_class = ReducerConfig
+    supports_gradient_checkpointing = True
     base_model_prefix = "model"
     accepts_loss_kwargs = False  # losses are means: `Trainer` has to divide them when it accumulates gradients
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+import torch
 import transformers
 from torch import Tensor
 
@@ -57,8 +59,10 @@ class Teacher:
             options: how scores are counted; by default as in real removal.
         """
         self._scored, self._gradients = frozenset(score_layers), gradients
-        state = encode(self, inputs, "masked", options or StateOptions())
-        logits = state.outputs(self.backbone)
+        # Weights are frozen, but what checkpointing asks of embeddings would still record a graph.
+        with nullcontext() if gradients else torch.no_grad():
+            state = encode(self, inputs, "masked", options or StateOptions())
+            logits = state.outputs(self.backbone)
         return Lesson(
             logits=logits if gradients else logits.detach(),
             states=[*state.notes["states"], state.hidden],

@@ -123,16 +123,22 @@ class Top(TokenReducer):
         # Training texts of each length; saved, so that a killed stage goes on as if it had not been.
         self.register_buffer("texts", torch.zeros(self.backbone.max_length + 1, dtype=torch.long))
         self.texts: Tensor
+        self._pattern: tuple[Tensor, list[bool]] | None = None  # decided once for a pass
 
     # Pruning
 
     def needs_scores(self, layer: int) -> bool:
         if self.training:
             return layer + 1 in self.locations or layer in self.ranked_layers
-        return layer + 1 in self.locations and not bool(self._row(layer + 1).all())
+        if layer + 1 not in self.locations:
+            return False
+        _, prunes = self._pattern or self._decide()
+        return prunes[layer + 1 - self.locations[0]]
 
     def before_layer(self, state: TokenState) -> Decision | None:
         """Training scales the input of each location; heads over tokens prune here."""
+        if state.layer == 0 and not self.training:
+            self._pattern = self._decide()
         if state.layer not in self.locations:
             return None
         if self.training:
@@ -151,6 +157,8 @@ class Top(TokenReducer):
 
     def after_layer(self, state: TokenState) -> Decision | None:
         """At the end, give masked tokens that a head reads the state they had when they were pruned."""
+        if state.layer == self.backbone.num_layers - 1:
+            self._pattern = None  # weights may change now
         if state.layer != self.locations[-1] or not state.notes["carried"]:
             return None
         alive = state.notes["alive"][-1] if self.training else state.live
@@ -169,7 +177,8 @@ class Top(TokenReducer):
     def _prune(self, state: TokenState, location: int) -> Decision | None:
         if location not in self.locations or state.scores is None:
             return None
-        return Decision(keep=self._row(location)[self._bins(state, state.live)])
+        pattern, _ = self._pattern or self._decide()
+        return Decision(keep=pattern[location - self.locations[0]][self._bins(state, state.live)])
 
     def _soften(self, state: TokenState) -> Decision:
         """Scale by 1 - (1 - z_rank) * gate; what gets 0 stays at 0, yet nothing is hidden from attention."""
@@ -199,17 +208,19 @@ class Top(TokenReducer):
         bins = bins_of(state.rank(scores) - 1, survivors, self.options.bins, self.options.binning)
         return bins.clamp(0, self.options.bins - 1)
 
-    def _row(self, location: int) -> Tensor:
-        """(bins,) bool, the ranks that survive at a location; all where its gate is closed."""
-        index = location - self.locations[0]
-        return open_bits(self.rank_loga[index]) | ~open_bits(self.gate_loga[index : index + 1])
+    def _decide(self) -> tuple[Tensor, list[bool]]:
+        """(locations, bins) bool, the ranks that survive, all where a gate is closed; and which locations prune."""
+        pattern = open_bits(self.rank_loga) | ~open_bits(self.gate_loga.unsqueeze(1))
+        if torch.compiler.is_exporting():  # a graph does not know its weights
+            return pattern, [True] * len(pattern)
+        return pattern, (~pattern).any(dim=1).tolist()
 
     # Constraint
 
     def kept_shares(self, *, decided: bool = False) -> Tensor:
         """Share of a text's tokens, [CLS] apart, that enter each layer; (layers,), expected or as `decided`."""
         if decided:
-            at_location = torch.stack([self._row(location).double().mean() for location in self.locations])
+            at_location = self._decide()[0].double().mean(dim=1)
         else:
             ranks, gates = open_probability(self.rank_loga).mean(dim=1), open_probability(self.gate_loga)
             at_location = 1 - (1 - ranks) * gates

@@ -111,7 +111,8 @@ def _cut(panel: Axes, rows: Sequence[Mapping[str, Any]], lowest: float | None) -
     if below:
         panel.set_ylim(bottom=lowest)
         text = f"{below} point{'s' if below > 1 else ''} below {lowest:.0f}"
-        panel.text(0.02, 0.02, text, transform=panel.transAxes, fontsize="small", style="italic")
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
+        panel.text(0.02, 0.02, text, transform=panel.transAxes, fontsize="small", style="italic", bbox=box, zorder=5)
 
 
 def _front(panel: Axes, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -20,9 +20,11 @@ from benchmarks import (
     embedded,
     experiment_data,
     glue,
+    latency,
     long,
     pareto,
     plan,
+    regression,
     report,
     runs_command,
     strategy,
@@ -44,6 +46,8 @@ COMMANDS = {
     "report": report.main,
     "plan": plan.main,
     "runs": runs_command.main,
+    "latency": latency.main,
+    "regression": regression.main,
     "strategy": strategy.main,
     "pareto": pareto.main,
     "embedded": embedded.main,
@@ -113,6 +117,7 @@ def parquet(root: Path) -> None:
     rows(b"PAR1 and nothing else", suffix="parquet")(root)
 
 
+TIMED = ["--model", "model", "--data-dir", "data", "--tasks", "mood", "--device", "cpu", "--quiet", "--results", "r"]
 Case = tuple[str, list[str], Spoil | None, list[str]]
 ARGUMENTS: dict[str, Case] = {
     f"{command}: {what}": (command, arguments, None, parts)
@@ -124,6 +129,26 @@ ARGUMENTS: dict[str, Case] = {
         ("flag without its value", [*LOCAL, "--methods"], ["--methods", "expected at least one argument"]),
     )
 } | {
+    "latency: no text": ("latency", [*TIMED, "--texts", "0"], None, ["--texts must be at least 1, got 0"]),
+    "latency: no batch": ("latency", [*TIMED, "--batch-sizes", "4", "0"], None, ["--batch-sizes", "got 0"]),
+    "latency: no round": ("latency", [*TIMED, "--rounds", "0"], None, ["--rounds must be at least 1, got 0"]),
+    "latency: a speed-up without x": ("latency", [*TIMED, "--schedule", "4"], None, ["--schedule", "got '4'", "4x"]),
+    "latency: a speed-up below 1": ("latency", [*TIMED, "--schedule", "0.5x"], None, ["--schedule", "got '0.5x'"]),
+    "latency: a share above 1": ("latency", [*TIMED, "--schedule", "1,2,1"], None, ["--schedule", "got '1,2,1'"]),
+    "latency: a share too few": ("latency", [*TIMED, "--schedule", "1,0.5"], None, ["2 shares for 3 layers"]),
+    "latency: unknown method": ("latency", [*TIMED, "--methods", "lpt"], None, ["did you mean 'ltp'"]),
+    "latency: unknown padding": ("latency", [*TIMED, "--padding", "all"], None, ["--padding takes none, batch"]),
+    "latency: no reducer there": ("latency", [*TIMED, "--reducer", "data"], None, ["cannot load the reducer data"]),
+    "latency: nothing trained": ("latency", [*TIMED, "--trained"], None, ["no trained reducer of mood"]),
+    "latency: trained and named": ("latency", [*TIMED, "--trained", "--reducer", "reducer"], None, ["leave it out"]),
+    "latency: data folder missing": (
+        "latency",
+        ["--data-dir", "nowhere"],
+        None,
+        ["nowhere is not a folder"],
+    ),
+    "latency: texts that are not embedded": ("latency", ["--tasks", "sst2"], None, ["not embedded", "--data-dir"]),
+    "regression: unknown case": ("regression", ["--cases", "skim"], None, ["no case 'skim'", "transkimmer"]),
     "glue: negative seed": ("glue", [*LOCAL, "--seeds", "-1"], None, ["--seeds", "-1"]),
     "glue: huge seed": ("glue", [*LOCAL, "--seeds", str(2**80)], None, ["--seeds", str(2**80)]),
     "glue: a seed twice": ("glue", [*LOCAL, "--seeds", "3", "3"], None, ["--seeds has 3 twice"]),
@@ -207,7 +232,7 @@ ARGUMENTS: dict[str, Case] = {
         "case_study",
         ["--examples", "--data-dir", "nowhere", "--results", "r"],
         None,
-        ["--data-dir nowhere is not a folder"],
+        ["nowhere is not a folder"],
     ),
     "case_study: blank text": ("case_study", ["  "], None, ["the text is empty"]),
     "case_study: blank question": ("case_study", ["a film", " "], None, ["the text is empty"]),

@@ -7,16 +7,15 @@ import json
 import pandas as pd
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import methods
-from benchmarks import latency
+from benchmarks import latency, latency_profile
 from benchmarks.bare import record
 from benchmarks.cli import run_command
 from benchmarks.forced import Forced, geometric
 from benchmarks.timing import Ratio, interleave, peak_memory_bytes
 from tests.small_world import write_model, write_sentences
-from tests.test_contract import sdpa_flops
 from tests.tiny import batch_for, make_batch, tiny_model, tiny_reducer
 
 SPARSE = [name for name in methods.available() if name not in ("dense", "deformer")]
@@ -103,6 +102,11 @@ def test_a_schedule_needs_a_share_for_every_layer():
         forced("transkimmer", (0.5, 0.5, 0.0))
 
 
+def sdpa_flops(query, key, value, *args, out_shape=None, **kwargs) -> int:
+    """FLOPs of attention on a CPU, which torch's counter does not know."""
+    return sdpa_flop_count(query, key, value)
+
+
 @pytest.mark.parametrize("name", methods.available())
 def test_a_replay_runs_the_products_of_the_pass_and_nothing_else(name):
     """FLOPs of the replay are those of the pass, for attention with scores too."""
@@ -183,3 +187,25 @@ def test_trained_reducers_are_timed_as_they_are(world, capsys):
     (path,) = (world / "r").rglob("interleaved-*.json")
     subjects = json.loads(path.read_text())["metrics"]["subjects"]
     assert [subject["key"] for subject in subjects][-1] == "ltp@pruner" and subjects[-1]["schedule"] == "trained"
+
+
+def test_a_profile_finds_every_kind_of_call():
+    """Products, activations, norms and residuals are all there; the kinds are parts of the pass."""
+    model = tiny_model("bert", hidden_size=128, intermediate_size=512).float()
+    frame = latency_profile.profile(
+        model, latency_profile.texts_of([40, 30, 20], 60), ["power_bert"], ["1.2x"], rounds=3
+    )
+    assert list(frame["Method"]) == ["Dense, stock", "Dense, unpadded", "PoWER-BERT"]
+    numbers = frame[["Pass, ms", "Products", "Activations", "Norms"]].astype(float)
+    assert (numbers.to_numpy() > 0).all() and (numbers["Pass, ms"] > numbers["Products"]).all()
+    assert frame["Realisation"].iloc[1] == frame["Bound"].iloc[1] == "1.00"
+
+
+@pytest.mark.parametrize(("kind", "calls"), [("Activations", 3), ("Norms", 7), ("Residuals", 8)])
+def test_a_profile_records_the_calls_of_a_stock_layer(kind, calls):
+    """Three layers: a GELU each, two norms and two residuals; embeddings have one norm and two sums."""
+    model, batch = tiny_model("bert"), make_batch((9, 4))
+    with torch.inference_mode():
+        recorded = record(lambda: methods.create("dense", model).eval()(**batch), latency_profile.kinds()[kind])
+    pooler = kind == "Activations"
+    assert len(recorded.calls) == calls + pooler

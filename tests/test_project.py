@@ -54,7 +54,7 @@ def test_help_is_instant_and_names_every_target(project, arguments) -> None:
     assert done.returncode == 0 and time.perf_counter() - start < 2
     assert all(
         f"\n  {target} " in done.stdout
-        for target in ("setup", "glue", "long", "latency", "audit", "report", "test", "help")
+        for target in ("setup", "glue", "long", "latency", "bench", "audit", "report", "test", "help")
     )
 
 
@@ -70,6 +70,7 @@ def test_an_unknown_target_is_one_sentence_and_status_2(project) -> None:
         ("glue", "benchmarks.glue"),
         ("long", "benchmarks.long"),
         ("latency", "benchmarks.latency"),
+        ("bench", "benchmarks.regression"),
         ("audit", "benchmarks.audit"),
         ("pareto", "benchmarks.pareto"),
         ("figures", "benchmarks.figures"),
