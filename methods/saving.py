@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import huggingface_hub
+import torch
 import transformers
 
 from methods.card import Facts, write_card
@@ -29,7 +30,9 @@ class SavedModel(transformers.PreTrainedModel):
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
         """Load what `save_pretrained` wrote: JSON and safetensors only."""
         with quiet_loading():
-            return super().from_pretrained(*args, **kwargs | {"use_safetensors": True})
+            loaded = super().from_pretrained(*args, **kwargs | {"use_safetensors": True})
+        own_memory(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -79,3 +82,14 @@ class SavedModel(transformers.PreTrainedModel):
         if mode:
             self.config.facts = {}
         return super().train(mode)
+
+
+def own_memory(model: torch.nn.Module) -> None:
+    """Move weights to where torch allocates them.
+
+    Loaded ones lie where the file has them, and kernels of some processors round otherwise at such addresses, so that a
+    saved model would give logits that differ in the last bit.
+    """
+    with torch.no_grad():
+        for weight in (*model.parameters(), *model.buffers()):
+            weight.data = weight.data.clone()

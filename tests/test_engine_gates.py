@@ -13,7 +13,7 @@ from methods import Decision, Options, TokenReducer, Traits
 from methods.attention import MaskedKeys, masked_attention, packed_attention
 from methods.masked import straight_through
 from methods.registry import register, unregister
-from tests.tiny import LENGTHS, in_own_memory, make_batch, tiny_model
+from tests.tiny import LENGTHS, make_batch, tiny_model
 from tests.told import TIGHT, agree, at, run, table
 
 # Gates ---------------------------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_a_new_method_is_one_class_and_one_registration(build, tmp_path):
     reducer.save_pretrained(tmp_path)
     loaded = methods.load(tmp_path).double().eval()
     assert isinstance(loaded, Stride) and loaded.options == StrideOptions(stride=3)
-    a, b = (run(in_own_memory(model), batch, "packed").logits for model in (loaded, reducer))
+    a, b = (run(model, batch, "packed").logits for model in (loaded, reducer))
     assert torch.equal(a, b)
     unregister("stride")
     with pytest.raises(KeyError, match="no method 'stride'"):

@@ -18,7 +18,7 @@ from methods.backbone import ARCHITECTURES
 from methods.registry import register, unregister
 from tests.cases import CASES, EVERY
 from tests.small_world import write_model
-from tests.tiny import HEADS, batch_for, in_own_memory, labels_for, logits_of, tiny_model, tiny_reducer
+from tests.tiny import HEADS, batch_for, labels_for, logits_of, tiny_model, tiny_reducer
 
 TEXTS = ("the film was good", "the plot was bad", "it was a great story and the plot was good", "awful")
 
@@ -66,7 +66,7 @@ def test_auto_classes_give_the_reducer_with_identical_logits(name, head, tmp_pat
     assert isinstance(transformers.AutoConfig.from_pretrained(tmp_path), methods.ReducerConfig)
     batch = batch_for(reducer)
     with torch.no_grad():
-        a, b = (in_own_memory(model)(**batch) for model in (reducer, loaded))
+        a, b = (model(**batch) for model in (reducer, loaded))
     assert torch.equal(logits_of(a, batch["attention_mask"]), logits_of(b, batch["attention_mask"]))
 
 

@@ -18,7 +18,6 @@ from methods.testing.models import (
     tiny_config,
     tiny_model,
 )
-from methods.testing.promises import in_own_memory
 from tests.cases import EVERY
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "TOKEN_HEADS",
     "VOCABULARY",
     "batch_for",
-    "in_own_memory",
     "labels_for",
     "logits_of",
     "make_batch",
