@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 _BLOCK = re.compile(r"<!-- method: (\S+) (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 _ENTRY = re.compile(r"        (\w+(?:, \w+)*): (.*)")
 EXAMPLE_TASK = "sst2"  # whose recipe and options are shown, where they differ by task
-HEADS = ("classification", "regression", "span_qa")
 
 
 def updated(text: str, root: Path = PROJECT_ROOT) -> str:
@@ -44,8 +43,9 @@ def pages(root: Path = PROJECT_ROOT) -> list[Path]:
 
 
 def _facts(name: str, root: Path) -> str:
-    cls = _class(name)
-    traits = cls.traits
+    from methods.backbone import HEADS
+
+    traits = _class(name).traits
     heads = [head for head in HEADS if head not in traits.unsupported]
     reasons = [f"{head.replace('_', ' ')}: {reason}" for head, reason in traits.unsupported.items()]
     knob = "none"
@@ -193,7 +193,8 @@ def _length(stage: Stage) -> str:
 def _rates(stage: Stage) -> str:
     if not stage.epochs:
         return ""
-    return ", ".join(f"`{' '.join(group.patterns)}` {group.learning_rate:g}" for group in stage.groups)
+    rates = (f"travels {g.travel:g}" if g.travel is not None else f"{g.learning_rate:g}" for g in stage.groups)
+    return ", ".join(f"`{' '.join(g.patterns)}` {rate}" for g, rate in zip(stage.groups, rates, strict=True))
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

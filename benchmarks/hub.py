@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import urllib.request
 
-from benchmarks.models import PAPER_MODELS
+from benchmarks.models import PAPER_MODELS, REVISIONS
 
 TIMEOUT_S = 5
 
@@ -14,7 +14,7 @@ def hub_is_reachable() -> bool:
     from huggingface_hub import constants, try_to_load_from_cache
 
     name = next(iter(PAPER_MODELS.values()))
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=REVISIONS[name]), str):
         return True
     try:
         with urllib.request.urlopen(f"{constants.ENDPOINT}/api/models/{name}", timeout=TIMEOUT_S):

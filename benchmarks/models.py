@@ -14,12 +14,17 @@ from benchmarks.tasks import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Hub revisions are pinned by the paper profile; a folder is identified by the bytes of its weights.
 PAPER_MODELS = {
     "BERT-base": "google-bert/bert-base-uncased",
     "RoBERTa-base": "FacebookAI/roberta-base",
     "DistilBERT": "distilbert/distilbert-base-uncased",
     "ALBERT": "albert/albert-base-v2",
+}
+REVISIONS = {  # of the hub, so that the paper profile means the same weights tomorrow
+    "google-bert/bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
+    "FacebookAI/roberta-base": "e2da8e2f811d1448a5b465c236feacd80ffbac7b",
+    "distilbert/distilbert-base-uncased": "12040accade4e8a0f71eabdb258fecc2e7e948be",
+    "albert/albert-base-v2": "8e2f239c5f8a2c0f253781ca60135db913e5c80c",
 }
 
 
@@ -28,15 +33,17 @@ class ModelRef:
     """A pre-trained encoder.
 
     Attributes:
-        title: as tables print it. source: hub name or folder. identity: hub name, or "sha256:..." of a folder's
-            weights.
+        title: as tables print it. source: hub name or folder. identity: hub name (with the revision, where one is
+            pinned), or "sha256:..." of a folder's weights.
         family: model type ("bert"), from its configuration or, for hub names, from the name.
+        revision: commit of the hub; None takes the newest.
     """
 
     title: str
     source: str
     identity: str
     family: str
+    revision: str | None = None
 
     @property
     def is_folder(self) -> bool:
@@ -48,7 +55,8 @@ def hub_model(title: str, name: str) -> ModelRef:
     """A model of the hub, looked at only when it is loaded."""
     families = ("modernbert", "distilbert", "albert", "roberta", "electra", "bert")
     family = next((family for family in families if family in name.lower()), "bert")
-    return ModelRef(title, name, name, family)
+    revision = REVISIONS.get(name)
+    return ModelRef(title, name, f"{name}@{revision[:12]}" if revision else name, family, revision)
 
 
 def folder_model(path: Path, title: str | None = None) -> ModelRef:
@@ -95,9 +103,9 @@ def load_model(ref: ModelRef, task: Task) -> PreTrainedModel:
         settings["problem_type"] = "regression"
     with _quiet_transformers():
         try:
-            config = transformers.AutoConfig.from_pretrained(ref.source)
+            config = transformers.AutoConfig.from_pretrained(ref.source, revision=ref.revision)
             _check_family(ref.source, config.model_type)
-            return loader.from_pretrained(ref.source, use_safetensors=True, **settings)
+            return loader.from_pretrained(ref.source, revision=ref.revision, use_safetensors=True, **settings)
         except (OSError, ValueError, safetensors.SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"cannot load the model {ref.source}: {reason}") from error
@@ -115,7 +123,7 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
 
     with _quiet_transformers():
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(ref.source)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(ref.source, revision=ref.revision)
         except Exception as error:  # the tokenizers library raises nothing more special
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"cannot load the tokenizer of {ref.source}: {reason}") from error

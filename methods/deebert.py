@@ -104,7 +104,7 @@ class DeeBert(TokenReducer):
             return None
         ramp = cast(OffRamp, self.off_ramps[state.layer])
         logits = ramp(state.first_tokens())
-        overhead = torch.full((len(logits),), ramp.macs, device=logits.device)
+        overhead = torch.full(logits.shape[:1], ramp.macs, device=logits.device)
         if self.training:
             state.notes["ramp_logits"].append(logits)
             return Decision(overhead_macs=overhead)

@@ -91,7 +91,7 @@ class Pabee(TokenReducer):
             return None
         logits = self.classifiers[state.layer](self.backbone.pool(state.first_tokens()))
         macs = exit_macs(self.backbone.hidden_size, self.backbone.num_labels)
-        overhead = torch.full((len(logits),), macs, device=logits.device)
+        overhead = torch.full(logits.shape[:1], macs, device=logits.device)
         if self.training:
             state.notes["exit_logits"].append(logits)
             return Decision(overhead_macs=overhead)

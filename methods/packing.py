@@ -60,6 +60,11 @@ def masked_rank(values: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (batch, seq_len) long.
     """
-    order = values.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    values = values.masked_fill(~mask, -torch.inf)
+    if torch.compiler.is_exporting():  # graphs have no stable sort: count who stands before
+        earlier = torch.ones(values.shape[1], values.shape[1], dtype=torch.bool, device=values.device).tril(-1)
+        own, others = values.unsqueeze(2), values.unsqueeze(1)
+        return ((others > own) | ((others == own) & earlier)).sum(dim=2)
+    order = values.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(values.shape[1], device=values.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places)

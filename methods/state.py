@@ -16,6 +16,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from methods.attention import AttentionScores
@@ -225,7 +226,9 @@ class TokenState(ABC):
         window = backbone.window(layer)
         if window is not None and self._options.run_padding:
             raise ValueError("padding cannot be computed like tokens where attention is local; choose another variant")
-        return None if window is None or self.inputs.input_ids.shape[1] <= window + 1 else window
+        if window is None or torch.compiler.is_exporting():  # a graph is for texts of any length
+            return window
+        return None if self.inputs.input_ids.shape[1] <= window + 1 else window
 
     def _dropout(self, backbone: Backbone, layer: nn.Module) -> float:
         own, replaced = backbone.attention_dropout(layer), self._options.attention_dropout

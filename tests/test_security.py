@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 import methods
 from benchmarks import newsgroups, vader
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.errors import UserError
-from benchmarks.models import folder_model
+from benchmarks.models import PAPER_MODELS, folder_model, hub_model, load_model, load_tokenizer
 from benchmarks.tasks import TASKS
 from tests.small_world import write_model
 from tests.tiny import tiny_reducer
@@ -60,6 +61,24 @@ def test_the_check_above_finds_what_it_looks_for(tmp_path):
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.hub_id])
 def test_rows_of_the_hub_are_pinned_to_a_commit(name):
     assert re.fullmatch(r"[0-9a-f]{40}", TASKS[name].revision or "")
+
+
+@pytest.mark.parametrize("title", PAPER_MODELS)
+def test_models_of_the_paper_are_pinned_to_a_commit(title, monkeypatch):
+    """And every file of theirs is asked for at that commit, which is part of a run's identity."""
+    model, asked = hub_model(title, PAPER_MODELS[title]), []
+
+    def refuse(name, *, revision, **settings):
+        asked.append((name, revision))
+        raise OSError("not now")
+
+    assert re.fullmatch(r"[0-9a-f]{40}", model.revision or "") and model.identity.endswith("@" + model.revision[:12])
+    for loader in (transformers.AutoConfig, transformers.AutoTokenizer):
+        monkeypatch.setattr(loader, "from_pretrained", refuse)
+    for load in (lambda: load_model(model, TASKS["mrpc"]), lambda: load_tokenizer(model)):
+        with pytest.raises(UserError, match="not now"):
+            load()
+    assert asked == [(model.source, model.revision)] * 2
 
 
 @pytest.mark.parametrize("package", [vader.VADER, newsgroups.ORANGE], ids=lambda package: package.requirement)

@@ -1,0 +1,197 @@
+"""Each method of the published tables against the dense model and its random twin, text by text, with intervals."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from benchmarks.errors import UserError
+from benchmarks.outcomes import PREDICTIONS, interval, outcomes_of
+from benchmarks.runs import Record, read_record
+
+FAMILY_LEVEL = 0.05  # chance that any difference called decided is none, over all that are judged (Holm)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Score of one model minus that of another on the same texts, in points.
+
+    Attributes:
+        low, high: 95 % interval over draws of the texts. p: two-sided, of a normal distribution as wide as these draws.
+        decided: after Holm's correction.
+    """
+
+    points: float
+    low: float
+    high: float
+    p: float
+    decided: bool = False
+
+    @property
+    def decided_sign(self) -> int:
+        """1 or -1 if decided, else 0."""
+        return 0 if not self.decided else 1 if self.points > 0 else -1
+
+    @property
+    def text(self) -> str:
+        """As tables print it; a star if decided."""
+        return f"{self.points:+.1f} [{self.low:+.1f}, {self.high:+.1f}]{'*' if self.decided else ''}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One method on one task, without padding.
+
+    Attributes:
+        score, random_score: percent, mean of seeds; the latter of its random twin, None without one. shares: of the
+            tokens, that each layer computes. drawn: (draws,) scores on texts drawn anew; None where the outcomes of
+            single texts are unknown, and then the differences too.
+    """
+
+    table: str
+    task: str
+    metric: str
+    model: str
+    method: str
+    title: str
+    score: float
+    seeds: int
+    speedup: float
+    shares: tuple[float, ...]
+    texts: int
+    records: tuple[str, ...]
+    drawn: NDArray[np.float64] | None = field(compare=False, repr=False)
+    random_score: float | None = None
+    against_dense: Difference | None = None
+    against_random: Difference | None = None
+
+
+def measured(results: Path) -> list[Measured]:
+    """All methods of all Tables 3 and 4 below `results`, dense models first, with differences that are corrected for
+    being many.
+
+    Raises:
+        UserError: no table, or one whose records are not there.
+    """
+    rows = [row for path in _tables(results) for row in _read(path)]
+    if not rows:
+        raise UserError(
+            f"no table of scores in {results / 'tables'}; run ./reproduce.sh glue --results {results} first"
+        )
+    records = {path.stem.rpartition("-")[2]: path for path in (results / "runs" / "finetune").glob("*/*.json")}
+    draws = _Draws(records)
+    found = []
+    for row in rows:
+        if row["of"] or row["account"] or row["padding"] not in ("none", "baseline"):
+            continue
+        same = [other for other in rows if _place(other) == _place(row)]
+        dense = next(other for other in same if other["method"] == "dense" and other["padding"] == "baseline")
+        twin = next((o for o in same if o["of"] == row["method"] and o["padding"] == "none"), None)
+        found.append(_one(row, dense, twin, draws))
+    return _corrected(found)
+
+
+def _tables(results: Path) -> list[Path]:
+    return sorted(path for suite in ("glue", "long") for path in (results / "tables").glob(f"{suite}-*.csv"))
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row | {"table": path.stem} for row in csv.DictReader(file)]
+
+
+def _place(row: Mapping[str, str]) -> tuple[str, ...]:
+    return row["table"], row["model"], row["split"], row["metric"]
+
+
+class _Draws:
+    """Records and their scores on the texts drawn anew, read once."""
+
+    def __init__(self, paths: Mapping[str, Path]) -> None:
+        self._paths = paths
+        self._records: dict[str, Record] = {}
+
+    def record(self, name: str) -> Record:
+        if name not in self._paths:
+            raise UserError(f"the record {name} of a table is not there; rerun the command that the table names")
+        if name not in self._records:
+            self._records[name] = read_record(self._paths[name])
+        return self._records[name]
+
+    def of(self, row: Mapping[str, str]) -> NDArray[np.float64] | None:
+        """(draws,) percent, seeds averaged; None unless the outcome of each text is known."""
+        drawn = []
+        for name in row["records"].split():
+            outcomes = outcomes_of(self.record(name))
+            if outcomes is None or outcomes.source != PREDICTIONS:
+                return None
+            drawn.append(100 * outcomes.resampled())
+        return np.mean(drawn, axis=0)
+
+
+def _one(row: Mapping[str, str], dense: Mapping[str, str], twin: Mapping[str, str] | None, draws: _Draws) -> Measured:
+    names = tuple(row["records"].split())
+    costs = [next(iter(draws.record(name)["metrics"]["splits"].values()))["cost"] for name in names]
+    itself = row["method"] == "dense"
+    return Measured(
+        table=row["table"],
+        task=row["task"],
+        metric=row["metric"],
+        model=row["model"],
+        method=row["method"],
+        title=row["title"],
+        score=float(row["measured"]),
+        seeds=int(row["seeds"]),
+        speedup=float(row["speedup"]),
+        shares=tuple(float(share) for share in np.mean([cost["ffn_share"] for cost in costs], axis=0)),
+        texts=costs[0]["texts"],
+        records=names,
+        drawn=draws.of(row),
+        random_score=None if twin is None else float(twin["measured"]),
+        against_dense=None if itself else _difference(row, dense, draws),
+        against_random=None if twin is None else _difference(row, twin, draws),
+    )
+
+
+def _difference(row: Mapping[str, str], other: Mapping[str, str], draws: _Draws) -> Difference | None:
+    mine, theirs = draws.of(row), draws.of(other)
+    if mine is None or theirs is None:
+        return None
+    return paired(float(row["measured"]) - float(other["measured"]), mine - theirs)
+
+
+def paired(points: float, drawn: NDArray[np.float64]) -> Difference:
+    """A difference in points, with what its draws (draws,) say about it."""
+    low, high = interval(drawn)
+    width = float(np.std(drawn))
+    return Difference(points, low, high, float(2 * norm.sf(abs(points) / width)) if width else float(points == 0))
+
+
+def _corrected(found: Sequence[Measured]) -> list[Measured]:
+    """Holm's step-down over all differences."""
+    every = [d for one in found for d in (one.against_dense, one.against_random) if d is not None]
+    limit = holm([difference.p for difference in every])
+
+    def judged(difference: Difference | None) -> Difference | None:
+        return None if difference is None else replace(difference, decided=difference.p <= limit)
+
+    return [
+        replace(one, against_dense=judged(one.against_dense), against_random=judged(one.against_random))
+        for one in found
+    ]
+
+
+def holm(values: Sequence[float], level: float = FAMILY_LEVEL) -> float:
+    """Largest p that Holm's step-down procedure still rejects; -1 if none."""
+    limit, ordered = -1.0, sorted(values)
+    for place, p in enumerate(ordered):
+        if p > level / (len(ordered) - place):
+            break
+        limit = p
+    return limit

@@ -1,0 +1,90 @@
+"""Findings: differences with intervals, their correction, and verdicts that follow from them alone."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from benchmarks import findings
+from benchmarks.compared import Measured, holm, measured, paired
+from benchmarks.environment import PROJECT_ROOT
+from benchmarks.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def one(method, score, speedup, *, wide=0.5, task="MRPC", **more):
+    """A method on a task; its drawn scores are `wide` around its score."""
+    drawn = score + wide * RNG.standard_normal(1_000)
+    given = {"table": "glue-local", "task": task, "metric": "f1", "model": "tiny", "seeds": 1, "texts": 400}
+    given |= {"title": method, "shares": (1.0, 0.5), "records": ("abc",), "drawn": drawn}
+    return Measured(**given, method=method, score=score, speedup=speedup, **more)
+
+
+def test_holm_by_hand():
+    """0.01 <= 0.05 / 4, 0.013 <= 0.05 / 3, 0.03 > 0.05 / 2: two are rejected, though 0.04 alone would be at 0.05."""
+    assert holm([0.03, 0.01, 0.04, 0.013]) == 0.013
+    assert holm([0.02, 0.03, 0.04]) == -1
+
+
+def test_a_difference_and_its_interval():
+    drawn = RNG.normal(2.0, 1.0, 20_000)
+    found = paired(2.0, drawn)
+    assert (found.low, found.high) == pytest.approx((0.04, 3.96), abs=0.1)
+    assert found.p == pytest.approx(0.0455, abs=0.003)  # two sigma
+    assert paired(0.0, np.zeros(10)).p == 1
+
+
+@pytest.mark.parametrize(("loss", "verdict"), [(0.0, findings.HOLDS), (-1.0, findings.OPEN), (-4.0, findings.FAILS)])
+def test_a_loss_is_judged_by_its_interval(loss, verdict):
+    difference = paired(loss, RNG.normal(loss, 0.4, 2_000))
+    own = one("transkimmer", 85.0 + loss, 1.7, against_dense=difference)
+    assert findings.small_loss([own])[0] == verdict
+    assert findings.free_on_mrpc([own])[0] == verdict
+
+
+def test_what_is_too_slow_is_not_free():
+    own = one("transkimmer", 85.0, 1.2, against_dense=paired(0.0, RNG.normal(0, 0.1, 2_000)))
+    assert findings.free_on_mrpc([own])[0] == findings.FAILS
+
+
+@pytest.mark.parametrize(
+    ("score", "speedup", "verdict"),
+    [
+        (80.0, 1.8, findings.HOLDS),
+        (80.0, 3.0, findings.OPEN),  # worse, but much faster
+        (84.9, 1.8, findings.OPEN),
+        (90.0, 1.8, findings.FAILS),
+    ],
+)
+def test_methods_are_compared_where_one_costs_no_more(score, speedup, verdict):
+    found = [one("transkimmer", 85.0, 1.7), one("ltp", score, speedup), one("ltp", 0.0, 9.0, task="another task")]
+    assert findings.better_than("ltp")(found)[0] == verdict
+
+
+def test_random_is_beaten_by_all_or_not():
+    up, down = (paired(points, RNG.normal(points, 0.2, 2_000)) for points in (3.0, -3.0))
+    sure = [one("lat", 85, 2, against_random=type(d)(d.points, d.low, d.high, d.p, True)) for d in (up, down)]
+    unsure = one("top", 85, 2, against_random=up)
+    verdicts = [findings.beats_random(some)[0] for some in ([sure[0]], [sure[0], unsure], [unsure, sure[1]], [])]
+    assert verdicts == [findings.HOLDS, findings.OPEN, findings.FAILS, findings.ABSENT]
+
+
+def test_a_headline_needs_its_factor_without_a_loss():
+    good = paired(0.0, RNG.normal(0, 0.1, 2_000))
+    assert findings.headline("lot", 25.0)([one("lot", 85, 1.5, against_dense=good)])[0] == findings.FAILS
+    assert findings.headline("lot", 25.0)([one("lot", 85, 26.0, against_dense=good)])[0] == findings.HOLDS
+
+
+def test_the_published_findings_are_what_the_records_give():
+    page = (PROJECT_ROOT / "results" / "FINDINGS.md").read_text(encoding="utf-8")
+    found = measured(PROJECT_ROOT / "results")
+    assert page == findings.report(found, f"{findings.PROGRAM} --results results")
+    assert set(re.findall(r"\b[0-9a-f]{12}\b", page)) == {name for one in found for name in one.records}
+
+
+def test_no_table_is_said(tmp_path):
+    with pytest.raises(UserError, match=r"no table of scores in .* run ./reproduce.sh glue"):
+        measured(tmp_path)
