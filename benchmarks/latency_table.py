@@ -109,6 +109,12 @@ def write(records: Sequence[Record], root: Path, command: str) -> list[Path]:
     paths = [folder / "latency.csv", folder / "latency.md"]
     machine = f"Machine: {frame['machine'].iloc[0]}, {frame['threads'].iloc[0]} threads, {frame['dtype'].iloc[0]}; "
     machine += f"weights: {frame['backbone'].iloc[0]}."
+    if loads := [record["metrics"]["load_average"] for record in records if "load_average" in record["metrics"]]:
+        cells = "; ".join(" ".join(f"{value:.1f}" for value in load) for load in loads)
+        machine += (
+            f" Load averages (1, 5, 15 minutes) at the end of each cell: {cells}. Where they exceed the threads, "
+        )
+        machine += "others ran too, and *CPU* is the column to read."
     parts = ["# Time against FLOPs", f"Command: `{command}`", machine, NOTE, printed(frame).to_markdown(index=False)]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
