@@ -93,6 +93,9 @@ def test_saliency_is_the_gradient_times_the_input_of_each_layer(head):
     rows = torch.arange(2)
     if head == "span_qa":
         gold = output.start_logits[rows, inputs.labels[:, 0]] + output.end_logits[rows, inputs.labels[:, 1]]
+    elif head == "token_classification":
+        labelled = inputs.labels >= 0
+        gold = output.logits[labelled].gather(1, inputs.labels[labelled].unsqueeze(1))
     else:
         gold = output.logits[:, 0] if head == "regression" else output.logits[rows, inputs.labels]
     slopes = torch.autograd.grad(gold.sum(), output.hidden_states[:3])

@@ -220,7 +220,7 @@ def test_embeddings_are_frozen(family):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_terms_of_the_loss(head):
-    """Section 2.9: 4 KL(teacher || student) at temperature 2 and no labels, mean over start and end; values by MSE."""
+    """Section 2.9: 4 KL(teacher || student) at temperature 2, mean over start and end or tokens; values by MSE."""
     reducer = fresh(head)
     batch, output = batch_for(reducer), reducer.model.qa_outputs if head == "span_qa" else reducer.model.classifier
     if head != "regression":
@@ -241,6 +241,8 @@ def test_terms_of_the_loss(head):
         own = [(before[row], after[row])]
         if head == "span_qa":
             own = [(before[row, :length, which], after[row, :length, which]) for which in (0, 1)]
+        elif head == "token_classification":
+            own = list(zip(before[row, :length], after[row, :length], strict=True))
         for teacher, student in own:
             p, q = (teacher / 2).softmax(dim=0), (student / 2).softmax(dim=0)
             divergences.append(4 * (p * (p / q).log()).sum())
