@@ -41,7 +41,7 @@ def inline(path: Path, *, prefix: str, label: str) -> Markup:
 def _drawn(element: ElementTree.Element, prefix: str) -> str:
     """An element and what it holds, as HTML."""
     name = _name(element.tag)
-    if name not in (*ELEMENTS, *TEXTS):
+    if name not in (*ELEMENTS, *TEXTS) or (name == "path" and not element.get("d")):  # a path of nothing is not HTML
         return ""
     attributes = "".join(f' {key}="{escape(value)}"' for key, value in _attributes(element, prefix))
     text = str(escape(element.text)) if element.text and name in TEXTS else ""
