@@ -238,6 +238,7 @@ class TrBert(TokenReducer):
             return F.binary_cross_entropy_with_logits(student, teacher.sigmoid(), reduction="none").mean(dim=1)
         if self.backbone.head == "token_classification":
             assert real is not None
+            student, teacher = (values.masked_fill(~real.unsqueeze(2), 0.0) for values in (student, teacher))
             each = -(teacher.softmax(dim=2) * student.log_softmax(dim=2)).sum(dim=2)
             return each.masked_fill(~real, 0.0).sum(dim=1) / real.sum(dim=1)
         taught = teacher.softmax(dim=1)  # 0 on pads, where the student's logarithm may be infinite
