@@ -15,8 +15,8 @@ SUITE = Suite(
     table="4",
     tasks={"embedded": EMBEDDED_LONG, "local": LONG, "paper": LONG},
     encoders={"BERT-base": None},
-    embedded_rows=(2_000, 500),
-    rows_of={"orange_20news": (1_000, 500)},
+    embedded_rows=(1_200, 200),
+    rows_of={"orange_20news": (128, 100)},
 )
 main = SUITE.main
 
