@@ -248,6 +248,7 @@ def test_measured_times_stand_beside_where_there_are_any(tmp_path, capsys):
 
 def test_times_of_runs_that_are_gone_draw_nothing(tmp_path):
     write_record(tmp_path, "dense", score=0.9, speedup=1.0, task="sst2")
+    write_record(tmp_path, "lat", score=0.88, speedup=2.0, task="sst2")
     timed(tmp_path, "0123456789ab")
     assert run_command(pareto.main, ["--from-records", "--results", str(tmp_path), "--quiet"]) == 0
     assert (tmp_path / "tables" / "pareto-sst2.csv").exists()
