@@ -93,6 +93,10 @@ class PackedState(TokenState):
     def first_tokens(self) -> Tensor:
         return self.hidden.index_select(0, cumulative(self._counts)[:-1])
 
+    def mean(self, values: Tensor) -> Tensor:
+        weights = self.real.to(values.dtype)
+        return self.sum(values * weights.unsqueeze(-1)) / self.sum(weights).unsqueeze(-1)
+
     @property
     def finished(self) -> bool:
         return len(self.sequences) == 0
@@ -174,7 +178,7 @@ class PackedState(TokenState):
             return self._of_tokens(backbone)
         if self.finished and self._logits is not None:
             return self._logits
-        logits = backbone.classify(self.first_tokens())
+        logits = backbone.classify(self.read(backbone))
         if self._logits is None:
             return logits
         return self._logits.index_copy(0, self.sequences, logits.to(self._logits.dtype))
