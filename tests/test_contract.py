@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import methods
-from methods.testing import PROMISES, VARIANTS
+from methods.testing import PROMISES
 from tests.cases import CASES, EVERY
 from tests.tiny import FAMILIES, HEADS, batch_for, subject, tiny_model, tiny_reducer
 
@@ -47,13 +47,6 @@ def test_unsupported_heads_are_refused_with_the_reason(name, head):
 @pytest.mark.parametrize("promise", PROMISES)
 def test_promise_is_kept(promise, name, family, head):
     PROMISES[promise](subject(name, family, head))
-
-
-@pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("family", VARIANTS)
-def test_promises_are_kept_on_variants_of_a_family(name, family):
-    for promise in PROMISES.values():
-        promise(subject(name, family))
 
 
 @pytest.mark.parametrize("name", EVERY)

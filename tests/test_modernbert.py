@@ -9,7 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import methods
 from methods.attention import packed_attention, padded_attention
-from tests.tiny import batch_for, logits_of, make_batch, tiny_model, tiny_reducer
+from methods.testing import PROMISES, VARIANTS
+from tests.cases import EVERY
+from tests.tiny import batch_for, logits_of, make_batch, subject, tiny_model, tiny_reducer
 from tests.told import Told, agree, at, run
 
 LONG = (30, 17, 26)  # the tiny model's local layers see four tokens to either side
@@ -168,6 +170,14 @@ def test_the_mean_tells_gates_which_way_to_go(build):
     model.classifier(model.drop(model.head(mean))).sum().backward()
     torch.testing.assert_close(gate.grad[:, 1:], weights.grad[:, 1:])
     assert gate.grad[0, 2].abs() > 1e-6
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("family", VARIANTS)
+def test_every_promise_is_kept_with_a_head_on_the_mean(name, family):
+    """Packed = masked, neutral = dense, cost = what is executed, and the rest of the contract."""
+    for promise in PROMISES.values():
+        promise(subject(name, family))
 
 
 def test_an_unknown_pooling_is_refused():
