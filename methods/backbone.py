@@ -31,7 +31,6 @@ ARCHITECTURES = {  # head -> how the names of the stock classes that carry it en
 }
 HEADS = tuple(ARCHITECTURES)
 TOKEN_HEADS = ("span_qa", "token_classification")  # these read every token, the others one state of a text
-POOLINGS = ("cls", "mean")  # that state: [CLS], or the mean over the tokens that are left
 Outputs = TypeVar("Outputs")
 StockModule = Any  # a stock model, encoder or layer, whose parts differ by family and are found by name
 
@@ -387,9 +386,6 @@ def head_named(architecture: str, config: Any) -> str:
     if head is None:
         kinds = ", ".join(f"*{suffix}" for suffix in dict.fromkeys(ARCHITECTURES.values()))
         raise ValueError(f"{architecture} has no supported head; use a model of these kinds: {kinds}")
-    pooling = getattr(config, "classifier_pooling", "cls")
-    if head == "classification" and pooling not in POOLINGS:
-        raise ValueError(f"{architecture} has classifier_pooling='{pooling}'; supported: {', '.join(POOLINGS)}")
     regression = head == "classification" and (config.num_labels == 1 or config.problem_type == "regression")
     return "regression" if regression else head
 

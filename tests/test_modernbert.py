@@ -180,13 +180,6 @@ def test_every_promise_is_kept_with_a_head_on_the_mean(name, family):
         promise(subject(name, family))
 
 
-def test_an_unknown_pooling_is_refused():
-    model = tiny_model("modernbert")
-    model.config.classifier_pooling = "max"
-    with pytest.raises(ValueError, match=r"has classifier_pooling='max'; supported: cls, mean"):
-        methods.create("dense", model)
-
-
 def test_a_summary_token_without_a_position_is_refused():
     with pytest.raises(ValueError, match="no position, which the attention of modernbert needs; set summary=False"):
         methods.create("lot", tiny_model("modernbert"))
