@@ -16,6 +16,7 @@ from benchmarks.runs import Record
 if TYPE_CHECKING:
     from rich.console import Console
 
+UNKNOWN = {"wall": [None], "cpu": [None]}  # overhead of what runs outside of torch, or where only times are taken
 TITLES = {"none": "dense, unpadded", "batch": "stock, batch", "sequence": "stock, sequence"}
 NOTE = """\
 Times are medians of interleaved passes; a time ratio is the median of the rounds' ratios, its quartiles behind it.
@@ -23,7 +24,8 @@ Times are medians of interleaved passes; a time ratio is the median of the round
 padding. *FLOPs*: its executed multiply-adds over the method's. *Real.*, the realisation: time ratio / FLOPs ratio;
 *CPU*: the same from processor time, which does not see others on the machine. *Bound*: the realisation of the bare
 matrix products and attention calls alone, replayed at the same sizes. *Over.*, the engine's overhead: time / time of
-that replay. *MB*: the most memory that a pass holds above the weights."""
+that replay. *MB*: the most memory that a pass holds above the weights. These three are empty where only times were
+taken, and for what runs outside of torch."""
 
 
 def frame_of(records: Sequence[Record]) -> pd.DataFrame:
@@ -37,6 +39,7 @@ def _rows(record: Record) -> Iterator[dict[str, Any]]:
         for padding in config["extra"]["paddings"]:
             against = subject["against"][padding]
             flops, wall, cpu = against["flops"], against["wall"], against["cpu"]
+            peak, overhead = subject["peak_memory_bytes"], subject.get("overhead", UNKNOWN)
             milliseconds = 1000 * statistics.median(subject["wall_s"])
             yield {
                 "task": config["task"],
@@ -59,10 +62,10 @@ def _rows(record: Record) -> Iterator[dict[str, Any]]:
                 "realisation": wall[0] / flops,
                 "cpu_time_ratio": cpu[0],
                 "cpu_realisation": cpu[0] / flops,
-                "bound": against["bare_cpu"][0] / flops,
-                "overhead": subject["overhead"]["wall"][0],
-                "cpu_overhead": subject["overhead"]["cpu"][0],
-                "peak_memory_mb": subject["peak_memory_bytes"] / 1e6,
+                "bound": against["bare_cpu"][0] / flops if "bare_cpu" in against else None,
+                "overhead": overhead["wall"][0],
+                "cpu_overhead": overhead["cpu"][0],
+                "peak_memory_mb": None if peak is None else peak / 1e6,
                 "records": record["config_hash"],
             }
 
@@ -71,7 +74,8 @@ def printed(frame: pd.DataFrame) -> pd.DataFrame:
     """The table as people read it."""
 
     def column(pattern: str, *names: str) -> list[str]:
-        return [pattern.format(*row) for row in frame[list(names)].itertuples(index=False)]
+        rows = frame[list(names)].itertuples(index=False)
+        return ["" if any(pd.isna(value) for value in row) else pattern.format(*row) for row in rows]
 
     texts = {"Texts": frame["task"]} if frame["task"].nunique() > 1 else {}
     return pd.DataFrame(
@@ -115,6 +119,11 @@ def write(records: Sequence[Record], root: Path, command: str) -> list[Path]:
             f" Load averages (1, 5, 15 minutes) at the end of each cell: {cells}. Where they exceed the threads, "
         )
         machine += "others ran too, and *CPU* is the column to read."
+    absent = {
+        key: why for record in records for key, why in record["metrics"].get("peers", {}).get("absent", {}).items()
+    }
+    if absent:
+        machine += " Left out: " + "; ".join(f"{peer}, {reason}" for peer, reason in absent.items()) + "."
     parts = ["# Time against FLOPs", f"Command: `{command}`", machine, NOTE, printed(frame).to_markdown(index=False)]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

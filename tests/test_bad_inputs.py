@@ -137,6 +137,12 @@ ARGUMENTS: dict[str, Case] = {
     "latency: a share above 1": ("latency", [*TIMED, "--schedule", "1,2,1"], None, ["--schedule", "got '1,2,1'"]),
     "latency: a share too few": ("latency", [*TIMED, "--schedule", "1,0.5"], None, ["2 shares for 3 layers"]),
     "latency: unknown method": ("latency", [*TIMED, "--methods", "lpt"], None, ["did you mean 'ltp'"]),
+    "latency: unknown peer": (
+        "latency",
+        [*TIMED, "--peers", "onnx"],
+        None,
+        ["--peers takes onnxruntime", "got 'onnx'"],
+    ),
     "latency: unknown padding": ("latency", [*TIMED, "--padding", "all"], None, ["--padding takes none, batch"]),
     "latency: no reducer there": ("latency", [*TIMED, "--reducer", "data"], None, ["cannot load the reducer data"]),
     "latency: nothing trained": ("latency", [*TIMED, "--trained"], None, ["no trained reducer of mood"]),
