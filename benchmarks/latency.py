@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = open_console()
     records, failures = [], []
     for name in dict.fromkeys(arguments.tasks):
-        bench = _bench(arguments, name)
+        bench = bench_of(arguments, name)
         console.print(_introduction(bench), highlight=False)
         for batch_size in dict.fromkeys(arguments.batch_sizes):
             record = measure(bench, batch_size, store, quiet=arguments.quiet)
@@ -193,7 +193,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--trained finds reducers itself; leave it out with --reducer")
 
 
-def _bench(arguments: argparse.Namespace, task_name: str) -> Bench:
+def bench_of(arguments: argparse.Namespace, task_name: str) -> Bench:
+    """What the flags ask for, on the texts of a task: models loaded, placed and in eval()."""
     import dataclasses
 
     import torch

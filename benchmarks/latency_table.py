@@ -48,6 +48,7 @@ def _rows(record: Record) -> Iterator[dict[str, Any]]:
                 "threads": config["extra"]["threads"],
                 "dtype": config["dtype"],
                 "batch_size": config["extra"]["batch_size"],
+                "max_length": config["max_length"],
                 "baseline": padding,
                 "key": subject["key"],
                 "method": subject["method"],
@@ -77,7 +78,8 @@ def printed(frame: pd.DataFrame) -> pd.DataFrame:
         rows = frame[list(names)].itertuples(index=False)
         return ["" if any(pd.isna(value) for value in row) else pattern.format(*row) for row in rows]
 
-    texts = {"Texts": frame["task"]} if frame["task"].nunique() > 1 else {}
+    several = {"task": "Texts", "dtype": "Type", "max_length": "Length"}
+    texts = {title: frame[name] for name, title in several.items() if frame[name].nunique() > 1}
     return pd.DataFrame(
         {
             **texts,
@@ -111,8 +113,8 @@ def write(records: Sequence[Record], root: Path, command: str) -> list[Path]:
     frame = frame_of(records)
     folder = root / "tables"
     paths = [folder / "latency.csv", folder / "latency.md"]
-    machine = f"Machine: {frame['machine'].iloc[0]}, {frame['threads'].iloc[0]} threads, {frame['dtype'].iloc[0]}; "
-    machine += f"weights: {frame['backbone'].iloc[0]}."
+    machine = f"Machine: {frame['machine'].iloc[0]}, {frame['threads'].iloc[0]} threads, "
+    machine += f"{', '.join(frame['dtype'].unique())}; weights: {frame['backbone'].iloc[0]}."
     if loads := [record["metrics"]["load_average"] for record in records if "load_average" in record["metrics"]]:
         cells = "; ".join(" ".join(f"{value:.1f}" for value in load) for load in loads)
         machine += (
@@ -135,9 +137,10 @@ def write(records: Sequence[Record], root: Path, command: str) -> list[Path]:
 
 def _points(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """What the figure shows: a panel per texts, batch size and baseline."""
-    several = frame["task"].nunique() > 1
+    forms = {"task": "{}", "dtype": "{}", "max_length": "up to {} tokens"}
+    several = {name: form for name, form in forms.items() if frame[name].nunique() > 1}
     rows = [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
     for row in rows:
         panel = f"Batch {row['batch_size']}, against {TITLES[row['baseline']]}"
-        row["panel"] = f"{row['task']}: {panel}" if several else panel
+        row["panel"] = ", ".join([*(several[name].format(row[name]) for name in several), panel])
     return rows

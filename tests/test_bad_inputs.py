@@ -21,6 +21,7 @@ from benchmarks import (
     experiment_data,
     glue,
     latency,
+    latency_targets,
     long,
     pareto,
     plan,
@@ -28,6 +29,7 @@ from benchmarks import (
     report,
     runs_command,
     strategy,
+    training_time,
 )
 from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
@@ -47,8 +49,10 @@ COMMANDS = {
     "plan": plan.main,
     "runs": runs_command.main,
     "latency": latency.main,
+    "latency_targets": latency_targets.main,
     "regression": regression.main,
     "strategy": strategy.main,
+    "training_time": training_time.main,
     "pareto": pareto.main,
     "embedded": embedded.main,
     "accelerate": accelerate.main,
@@ -137,6 +141,16 @@ ARGUMENTS: dict[str, Case] = {
     "latency: a share above 1": ("latency", [*TIMED, "--schedule", "1,2,1"], None, ["--schedule", "got '1,2,1'"]),
     "latency: a share too few": ("latency", [*TIMED, "--schedule", "1,0.5"], None, ["2 shares for 3 layers"]),
     "latency: unknown method": ("latency", [*TIMED, "--methods", "lpt"], None, ["did you mean 'ltp'"]),
+    "training_time: a text of one token": ("training_time", ["--lengths", "1"], None, ["--lengths takes 2 to 512"]),
+    "training_time: no round": ("training_time", ["--rounds", "0"], None, ["--rounds must be at least 1, got 0"]),
+    "training_time: unknown method": ("training_time", ["--methods", "lpt"], None, ["did you mean 'ltp'"]),
+    "latency_targets: unknown cell": (
+        "latency_targets",
+        ["--measure", "batch2"],
+        None,
+        ["--measure takes", "'batch2'"],
+    ),
+    "latency_targets: nothing measured": ("latency_targets", ["--results", "r"], None, ["no cell has a record in"]),
     "latency: unknown peer": (
         "latency",
         [*TIMED, "--peers", "onnx"],
