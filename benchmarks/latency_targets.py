@@ -91,7 +91,14 @@ def cells() -> dict[str, Cell]:
     found = []
     shared = ("--tasks", TEXTS, "--threads", "1", "--device", "cpu", "--padding", "batch", "none")
     shared += ("--methods", *LIGHT, *RANKING, "--rounds", "3")
-    single = {"batch_size": 1, "max_length": 128, "threads": 1, "schedules": list(SCHEDULES), "dtype": "float32"}
+    single: dict[str, Any] = {
+        "batch_size": 1,
+        "max_length": 128,
+        "threads": 1,
+        "schedules": list(SCHEDULES),
+        "dtype": "float32",
+    }
+    single["times_only"] = None  # overheads need the replays
     found.append(
         Cell(
             name="batch1",
@@ -148,7 +155,7 @@ def newest(root: Path, cell: Cell) -> Record | None:
 
 def judged(cell: Cell, record: Record) -> Iterator[Row]:
     """The targets that a record of the cell decides."""
-    shared = {"cell": cell.name, "title": cell.title, "record": record["config_hash"]}
+    shared: dict[str, Any] = {"cell": cell.name, "title": cell.title, "record": record["config_hash"]}
     if cell.name == ATTENTION:
         (wall, *_), (cpu, *_) = record["metrics"]["wall"], record["metrics"]["cpu"]
         yield Row(**shared, method="", name="", at="", quantity="time / plain", value=wall, cpu=cpu, most=1.25)

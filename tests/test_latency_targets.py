@@ -70,7 +70,7 @@ def test_training_is_judged_by_the_passes_that_the_method_needs():
 
 
 def test_the_newest_finished_record_of_a_cell_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "environment", lambda: {"git": {"revision": "abc", "dirty": False}})
+    monkeypatch.setattr(runs, "environment", lambda: {"python": "3", "git": {"revision": "abc", "dirty": False}})
     cell, store = cells()["batch8-float32-2x"], RunStore(tmp_path)
     store.write(*record_of(cell, started_at="2026-01-02", rounds=1))
     store.write(*record_of(cell, started_at="2026-01-03", rounds=2))

@@ -27,9 +27,9 @@ TRAINED = [
 
 
 def world():
-    """A tiny model without dropout, and a batch with labels."""
+    """A tiny model without dropout, in float64, and a batch with labels."""
     torch.manual_seed(0)
-    model = tiny_model("bert").float().train()
+    model = tiny_model("bert").train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
