@@ -1,9 +1,10 @@
 """Make an encoder faster on your own rows: train it dense, then with a method whose knob is turned until it computes a
 wished-for number of times fewer FLOPs; print what was gained and lost, and save the result.
 
-The file is Parquet, JSON Lines, CSV or TSV with a text (or a pair) and a label: columns are found by name. Part of the
-rows is never trained on: the knob is chosen on one part of those, the result is scored and timed on another, or on
---validation. DeeBERT, PABEE and LAT are trained once, whatever the target; the others once per trial.
+The file is Parquet, JSON Lines, CSV or TSV with a text (or a pair) and a label, with words and their tags, or with a
+question, a context and the answer in it: columns are found by name. Part of the rows is never trained on: the knob is
+chosen on one part of those, the result is scored and timed on another, or on --validation. DeeBERT, PABEE and LAT are
+trained once, whatever the target; the others once per trial.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
     from benchmarks.models import ModelRef
 
 PROGRAM = "python -m benchmarks.accelerate"
+AUTO_CLASSES = {
+    "classification": "AutoModelForSequenceClassification",
+    "regression": "AutoModelForSequenceClassification",
+    "span_qa": "AutoModelForQuestionAnswering",
+    "token_classification": "AutoModelForTokenClassification",
+}
 MIN_UPDATES = 150  # per stage that trains: a few hundred rows are passed over more often than the recipe says
 
 
@@ -51,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     add("--text-columns", nargs="+", metavar="COLUMN", help="one, or both of a pair; default: found by name")
     add("--label-column", metavar="COLUMN", help="default: found by name")
     add("--regression", action="store_true", help="whole labels are values to predict, not classes")
+    add("--tags", action="store_true", help="the label has a tag for each word of the text, with spaces between")
     add("--recipe", choices=("paper", "short"), default="short", help="of training; default: short")
     add("--trials", type=int, metavar="N", default=6, help="trainings of the method at most; default: 6")
     add("--max-length", type=int, metavar="N", help="cut texts to N tokens; default: what nearly all texts need")
@@ -134,6 +142,7 @@ def _goal(arguments: argparse.Namespace) -> Goal:
         text_columns=texts,
         label_column=arguments.label_column,
         values=arguments.regression,
+        tags=arguments.tags,
     )
     if (reason := supports(arguments.method, own.task)) is not None:
         raise UserError(f"--method {arguments.method} cannot do this task ({own.task.kind}): {reason}")
@@ -175,7 +184,7 @@ def _check_output(folder: Path) -> None:
 def _introduction(goal: Goal) -> str:
     own = goal.own
     *texts, label = own.columns
-    classes = ", ".join(own.task.label_names) or "values"
+    classes = ", ".join(own.task.label_names) or ("answers in a context" if own.task.kind == "span_qa" else "values")
     return (
         f"{own.task.title}: {' and '.join(texts)} -> {label} ({classes}), texts cut to {own.task.sequence_length} "
         f"tokens; {own.train_rows} rows to train and choose on, {own.score_rows} others to score on\n"
@@ -214,7 +223,7 @@ def _report(goal: Goal, outcome: Outcome, output: Path, store: RunStore, console
     chosen = ", ".join(f"{name} {short(value)}" for name, value in said["options"].items())
     lines += [
         f"chosen: {chosen}, trials: {len(said['trials'])}; {said['held_out']['speedup']:.2f}x on held-out rows",
-        f"model: {output} (methods.load, or AutoModelForSequenceClassification after `import methods`)",
+        f"model: {output} (methods.load, or {AUTO_CLASSES[goal.own.task.kind]} after `import methods`)",
         f"record: {store.path(_config(outcome))}",
     ]
     for line in lines:

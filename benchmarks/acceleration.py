@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import methods
-from benchmarks.data import Feature, batches, collate
+from benchmarks.data import LABELS, Feature, batches, collate
 from benchmarks.evaluate import Evaluation, evaluate
 from benchmarks.experiment_data import evaluation_features, padding_id, training_features
 from benchmarks.experiments import Experiment, Setting, plan, work
@@ -194,9 +194,8 @@ def _timed(
     """Milliseconds per text in batches of `size`: the stock model with padding, dense without, reduced."""
     compute, pad_id = goal.setting.compute, padding_id(goal.model)
     chosen = features[: TIMED_TEXTS[size]]
-    made = [compute.place(collate(chunk, pad_id)) for chunk in batches(chosen, size)]
-    for batch in made:
-        del batch["labels"]
+    whole = (compute.place(collate(chunk, pad_id)) for chunk in batches(chosen, size))
+    made = [{name: tensor for name, tensor in batch.items() if name not in LABELS} for batch in whole]
     stock = dense.model.eval()
     ways: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
         "stock": lambda batch: stock(**(batch | {"attention_mask": batch["attention_mask"].long()})),

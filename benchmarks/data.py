@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.embedded import skimbench_home
 from benchmarks.errors import UserError
-from benchmarks.row_checks import check_answers, check_numbers, check_texts, with_class_ids
+from benchmarks.row_checks import check_answers, check_numbers, check_tags, check_texts, with_class_ids
 from benchmarks.row_files import read_rows, split_files
 from benchmarks.tasks import Task
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
     from benchmarks.squad import Window
+    from benchmarks.tags import Words
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Feature(TypedDict):
     truncated: bool  # True if tokens were cut off to fit
     relevant: NotRequired[list[bool]]  # n, True where the token overlaps a span that decides the label
     window: NotRequired[Window]  # of a context: see `benchmarks.squad`
+    words: NotRequired[Words]  # of a text whose words have labels: see `benchmarks.tags`
 
 
 def load_rows(
@@ -80,12 +82,15 @@ def load_rows(
     missing = [name for name in needed if name not in rows.column_names]
     if missing:
         raise UserError(f"{origin} lacks the column {missing[0]!r}; it has: {', '.join(rows.column_names)}")
-    check_texts(rows, task, origin, official=source.kind == "hub")
+    if task.kind == "token_classification":
+        check_tags(rows, task, origin)
+    else:
+        check_texts(rows, task, origin, official=source.kind == "hub")
     if task.kind == "classification":
         rows = with_class_ids(rows, task, origin)
     elif task.kind == "regression":
         check_numbers(rows, task, origin)
-    else:
+    elif task.kind == "span_qa":
         check_answers(rows, task, origin, official=source.kind == "hub")
     if task.divided:
         rows = split_rows(rows, TEST_SHARE, DIVISION_SEED, task.group_column)[split != task.train_split]
@@ -175,6 +180,10 @@ def tokenize(
         from benchmarks.squad import windows
 
         return windows(rows, task, tokenizer, max_length=max_length, spans=spans)
+    if task.kind == "token_classification":
+        from benchmarks.tags import tag_features
+
+        return tag_features(rows, task, tokenizer, max_length=max_length)
     features: list[Feature] = []
     for start in range(0, len(rows), _CHUNK):
         chunk = rows[start : start + _CHUNK]
@@ -260,8 +269,8 @@ def collate(
         with_relevant: also give `relevant`; left out by default, as no model takes it.
     Returns:
         input_ids (B, N) long; attention_mask (B, N) bool, True = real token; token_type_ids (B, N) long if the features
-        have them; labels (B,) long, or float32 for a regression, and for windows start_positions and end_positions (B,)
-        long instead; relevant (B, N) bool.
+        have them; labels (B,) long, or float32 for a regression, or (B, N) long for words; for windows start_positions
+        and end_positions (B,) long instead; relevant (B, N) bool.
     Raises:
         UserError: lengths differ under "none"; `length` is missing or too small under "sequence"; unknown padding.
     """
@@ -274,7 +283,7 @@ def collate(
     batch = {
         "input_ids": padded([feature["input_ids"] for feature in features], pad_id, torch.long),
         "attention_mask": torch.arange(width) < torch.tensor(lengths)[:, None],
-        **_labels(features),
+        **_labels(features, width),
     }
     if "token_type_ids" in features[0]:
         batch["token_type_ids"] = padded([feature["token_type_ids"] for feature in features], 0, torch.long)
@@ -283,11 +292,13 @@ def collate(
     return batch
 
 
-def _labels(features: Sequence[Feature]) -> dict[str, Tensor]:
+def _labels(features: Sequence[Feature], width: int) -> dict[str, Tensor]:
     """What the model is to say, under the names of its arguments (`LABELS`)."""
     if "window" in features[0]:
         positions = torch.tensor([feature["window"].answer for feature in features])
         return dict(zip(LABELS[1:], positions.unbind(dim=1), strict=True))
+    if "words" in features[0]:
+        return {LABELS[0]: torch.tensor([feature["words"].labels(width) for feature in features])}
     labels = [feature["label"] for feature in features]
     return {LABELS[0]: torch.tensor(labels, dtype=torch.float32 if isinstance(labels[0], float) else torch.long)}
 

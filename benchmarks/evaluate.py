@@ -15,6 +15,7 @@ from benchmarks.metrics import score
 from benchmarks.outcomes import described
 from benchmarks.squad import Answer, read_answers
 from benchmarks.squad_scores import score_answers
+from benchmarks.tags import named, score_tags
 from benchmarks.tasks import Task
 from benchmarks.train import Compute
 from methods import ReducerOutput, TokenReducer
@@ -30,7 +31,7 @@ class Evaluation:
         scores: metric -> value, in the metric's own unit (accuracies in [0, 1]).
         cost: see `benchmarks.flops.CostTotals.summary`.
         retention: per layer, the share of the tokens that decide the label that is still computed; None if unknown.
-        predictions: (texts,) class ids, values or answers ("" for none).
+        predictions: (texts,) class ids, values, answers ("" for none), or tags with spaces between.
         texts: what each text came out as, for the record; see `benchmarks.outcomes.described`.
         answers: of a span task, (texts,) with the margin of "no answer"; None for the others.
     """
@@ -81,13 +82,18 @@ def evaluate(
         said = np.array([answer.said() for answer in answers])
         texts = described(task.kind, said, (), answers)
         return Evaluation(score_answers(answers, threshold), totals.summary(), retention, said, texts, answers)
+    if task.kind == "token_classification":
+        tags = [feature["words"].read(output) for feature, output in zip(features, outputs, strict=True)]
+        scores = score_tags(task.label_names, tags, [feature["words"].tags for feature in features])
+        said = np.array([" ".join(named(task.label_names, one)) for one in tags])
+        return Evaluation(scores, totals.summary(), retention, said)
     predicted, labels = np.array(outputs), np.array([feature["label"] for feature in features])
     texts = described(task.kind, predicted, labels)
     return Evaluation(score(task, predicted, labels), totals.summary(), retention, predicted, texts)
 
 
 def _outputs(output: ReducerOutput, task: Task) -> list[Any]:
-    """Of each sequence: its class id or value, or its (start logits, end logits)."""
+    """Of each sequence: its class id or value, its (start logits, end logits), or the class ids of its tokens."""
     if task.kind == "span_qa":
         assert output.start_logits is not None and output.end_logits is not None
         start, end = (logits.float().cpu().numpy() for logits in (output.start_logits, output.end_logits))
@@ -95,4 +101,5 @@ def _outputs(output: ReducerOutput, task: Task) -> list[Any]:
     assert output.logits is not None
     if task.kind == "regression":
         return output.logits.squeeze(-1).float().cpu().tolist()
-    return output.logits.argmax(dim=-1).cpu().tolist()
+    said = output.logits.argmax(dim=-1).cpu()
+    return list(said.numpy()) if task.kind == "token_classification" else said.tolist()

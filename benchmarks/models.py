@@ -96,7 +96,10 @@ def load_model(ref: ModelRef, task: Task) -> PreTrainedModel:
     import safetensors
     import transformers
 
-    heads = {"span_qa": transformers.AutoModelForQuestionAnswering}
+    heads = {
+        "span_qa": transformers.AutoModelForQuestionAnswering,
+        "token_classification": transformers.AutoModelForTokenClassification,
+    }
     loader = heads.get(task.kind, transformers.AutoModelForSequenceClassification)
     settings: dict[str, Any] = {"num_labels": task.num_labels}
     if task.kind == "regression":

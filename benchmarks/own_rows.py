@@ -1,4 +1,6 @@
-"""A user's own file of rows as a task: columns found by name, labels as classes or values, rows set aside to score on.
+"""A user's own file of rows as a task: columns found by name, labels as what they are, rows set aside to score on.
+
+`own_texts` reads classes and values, `own_words` tags of words, `own_answers` answers in a context.
 
 The rows are written as Parquet in the layout of `--data-dir`, below `skimbench_home()`/own and named by their content,
 so that everything behind `benchmarks.data` reads them like any other task.
@@ -8,19 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from benchmarks.data import DataSource, split_rows
 from benchmarks.embedded import skimbench_home
 from benchmarks.errors import UserError
 from benchmarks.files import replacing, writing
+from benchmarks.own_answers import AnswerRows, start_column
+from benchmarks.own_texts import TextRows
+from benchmarks.own_words import WordRows
 from benchmarks.plain import canonical_json
-from benchmarks.row_checks import check_numbers, check_texts
-from benchmarks.row_files import SUFFIXES, numbers, read_rows
-from benchmarks.task_folders import task_from_folder
+from benchmarks.row_files import SUFFIXES, read_rows
 from benchmarks.tasks import Task
 
 if TYPE_CHECKING:
@@ -31,17 +33,49 @@ PAIRS = (
     ("premise", "hypothesis"),
     ("question1", "question2"),
     ("question", "sentence"),
-    ("question", "passage"),
     ("question", "context"),
+    ("question", "passage"),
     ("query", "document"),
     ("text1", "text2"),
     ("text_a", "text_b"),
 )
-SINGLES = ("sentence", "text", "review", "content", "comment", "message", "body", "document", "tweet")
+SINGLES = (
+    "sentence",
+    "text",
+    "review",
+    "content",
+    "comment",
+    "message",
+    "body",
+    "document",
+    "tweet",
+)
+WORDS = ("tokens", "words")
 LABELS = ("label", "labels", "target", "class", "category", "sentiment", "rating", "stars", "score")
+TAGS = ("ner_tags", "tags", "ner", "bio", "pos_tags", "pos")
+ANSWERS = ("answers", "answer", "answer_text")
 MIN_ROWS = 40  # to train on, to choose on and to score on
-MAX_CLASSES = 200
 SCORE_SHARE, SCORE_ROWS, SPLIT_SEED = 0.2, 2_000, 42
+
+
+class Reading(Protocol):
+    """How rows of one kind are read."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of the user's file, texts first, label last."""
+
+    def standard(self, rows: datasets.Dataset, path: Path) -> datasets.Dataset:
+        """The rows as they are written, each text and label checked."""
+
+    def task(self, folder: Path, rows: datasets.Dataset) -> Task:
+        """The task that `rows`, written below `folder`, are."""
+
+    def group(self, rows: datasets.Dataset) -> str | None:
+        """The column by which rows belong together."""
+
+    def commonest(self, rows: datasets.Dataset) -> float | None:
+        """Share of the commonest class; None where there are no classes."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +85,7 @@ class OwnTask:
     Attributes:
         columns: of the user's file, texts first, label last.
         train_rows, score_rows: how many there are.
-        commonest: share of the commonest class among the rows to score on; None for a regression.
+        commonest: share of the commonest class among the rows to score on; None where there are no classes.
     """
 
     task: Task
@@ -69,42 +103,43 @@ def own_task(
     text_columns: tuple[str, ...] | None = None,
     label_column: str | None = None,
     values: bool = False,
+    tags: bool = False,
     home: Path | None = None,
 ) -> OwnTask:
     """Read the rows of `path` and set some aside to score on, or take `validation` for that.
 
-    Rows with the same (first) text stay on one side. Text or whole labels are classes, others a regression.
+    Rows with the same (first) text, or with the same context of questions, stay on one side. Text or whole labels are
+    classes, others a regression; lists belong to words.
 
     Args:
-        values: whole labels are values to be predicted, too.
+        values: whole labels are values to be predicted, too. tags: a label has a tag for every word of its text.
     Raises:
         UserError: a file that cannot be read, columns that cannot be told, too few rows, a text or label that cannot be
             used; it names the file and the row.
     """
     rows = _read(path)
     columns = _columns(rows, path, text_columns, label_column)
-    names = () if values else _class_names(rows, columns[-1], path)
-    train = _standard(rows, columns, names, path)
+    reading = _reading(rows, columns, path, values=values, tags=tags, named=label_column is not None)
+    train = reading.standard(rows, path)
     if validation is None:
         if len(train) < MIN_ROWS:
             raise UserError(f"{path} has {len(train)} rows; at least {MIN_ROWS} are needed to train, choose and score")
         share = min(SCORE_SHARE, SCORE_ROWS / len(train))
-        train, score = split_rows(train, share, SPLIT_SEED, _group(train))
+        train, score = split_rows(train, share, SPLIT_SEED, reading.group(train))
     else:
         other = _read(validation)
-        missing = [name for name in columns if name not in other.column_names]
+        missing = [name for name in reading.columns if name not in other.column_names]
         if missing:
             raise UserError(f"{validation} lacks the column {missing[0]!r} that {path} has")
-        score = _standard(other, columns, names, validation)
+        score = reading.standard(other, validation)
     folder = _write(path, {"train": train, "test": score}, home or skimbench_home())
-    counts = Counter(score["label"]) if names else None
     return OwnTask(
-        task=replace(task_from_folder(folder), title=path.stem, group_column=_group(train)),
+        task=replace(reading.task(folder, train), title=path.stem),
         source=DataSource("data_dir", folder.parent),
         columns=columns,
         train_rows=len(train),
         score_rows=len(score),
-        commonest=None if counts is None else max(counts.values()) / len(score),
+        commonest=reading.commonest(score),
     )
 
 
@@ -124,12 +159,13 @@ def _columns(rows: datasets.Dataset, path: Path, texts: tuple[str, ...] | None, 
             raise UserError(f"{path} has no column {name!r}; it has: {', '.join(present)}")
     lower = {name.lower(): name for name in present}
     if label is None:
-        label = next((lower[name] for name in LABELS if name in lower), None)
+        label = next((lower[name] for name in (*LABELS, *TAGS, *ANSWERS) if name in lower), None)
     if label is None:
         raise UserError(f"{path}: none of its columns ({', '.join(present)}) is a label; name it with --label-column")
     if texts is None:
-        known = next((names for names in (*PAIRS, *((name,) for name in SINGLES)) if set(names) <= set(lower)), None)
-        others = [name for name in present if name != label and rows.features[name].dtype in ("string", "large_string")]
+        words_first = (*WORDS, *SINGLES) if _is_list(rows, label) else (*SINGLES, *WORDS)
+        known = next((names for names in (*PAIRS, *((x,) for x in words_first)) if set(names) <= set(lower)), None)
+        others = [name for name in present if name != label and _dtype(rows, name) in ("string", "large_string")]
         texts = tuple(lower[name] for name in known) if known else tuple(others) if len(others) == 1 else None
     if texts is None:
         raise UserError(
@@ -140,81 +176,25 @@ def _columns(rows: datasets.Dataset, path: Path, texts: tuple[str, ...] | None, 
     return (*texts, label)
 
 
-def _labels(rows: datasets.Dataset, column: str) -> list[Any]:
-    """Numbers where every label is one, whatever the column's name; class names where the file has them."""
-    feature, values = rows.features[column], list(rows[column])
-    if names := getattr(feature, "names", None):
-        return [None if value is None or value < 0 else names[value] for value in values]
-    if any(isinstance(value, bool) for value in values):
-        return [None if value is None else str(value).lower() for value in values]
-    if values and all(isinstance(value, str) for value in values):
-        values = numbers([value.strip() for value in values])
-    return values
+def _dtype(rows: datasets.Dataset, name: str) -> str | None:
+    """The type of a column; None for lists and the like."""
+    return getattr(rows.features[name], "dtype", None)
 
 
-def _class_names(rows: datasets.Dataset, column: str, path: Path) -> tuple[str, ...]:
-    """Class names in the order of their ids: sorted; none for a regression."""
-    if stored := getattr(rows.features[column], "names", None):
-        return tuple(stored)
-    labels = [label for label in _labels(rows, column) if label is not None]
-    if any(isinstance(label, float) and not label.is_integer() for label in labels):
-        return ()
-    distinct = sorted({int(label) if isinstance(label, float) else label for label in labels})
-    if len(distinct) < 2:
-        raise UserError(f"{path}: column {column!r} has one class only, {distinct}: there is nothing to learn")
-    if len(distinct) > min(MAX_CLASSES, len(labels) // 2):
-        raise UserError(
-            f"{path}: column {column!r} has {len(distinct)} different labels in {len(labels)} rows, too many for "
-            "classes; predict them as values with --regression, or name another column with --label-column"
-        )
-    return tuple(str(label) for label in distinct)
+def _is_list(rows: datasets.Dataset, name: str) -> bool:
+    return hasattr(rows.features[name], "feature")
 
 
-def _standard(rows: datasets.Dataset, columns: tuple[str, ...], names: tuple[str, ...], path: Path) -> datasets.Dataset:
-    """The rows in hub columns, their labels as class ids or numbers, each text and label checked."""
-    import datasets
-
-    *texts, label = columns
-    known = ("sentence",) if len(texts) == 1 else ("sentence1", "sentence2")
-    told = Task(
-        name=path.stem,
-        title=path.stem,
-        kind="classification" if names else "regression",
-        group="user",
-        text_columns=tuple(texts),
-        label_column=label,
-        num_labels=len(names) or 1,
-        metric="accuracy",
-        sequence_length=0,
-        skim_weight=0.0,
-    )
-    check_texts(rows, told, str(path), official=False)
-    labels = _labels(rows, label)
-    if names:
-        ids = [names.index(_name(one)) if _name(one) in names else None for one in labels]
-        for number, (place, one) in enumerate(zip(ids, labels, strict=True), 1):
-            if place is None:
-                said = "is empty" if one is None else f"{one!r} is none of {', '.join(names)}"
-                raise UserError(f"{path}, row {number}: the label in {label!r} {said}")
-        feature: Any = datasets.ClassLabel(names=list(names))
-        values: list[Any] = ids
-    else:
-        feature, values = datasets.Value("float64"), labels
-    features = {name: datasets.Value("string") for name in known} | {"label": feature}
-    data = {name: list(rows[column]) for name, column in zip(known, texts, strict=True)} | {"label": values}
-    if not names:
-        check_numbers(datasets.Dataset.from_dict({label: values}), told, str(path))
-    return datasets.Dataset.from_dict(data, features=datasets.Features(features))
-
-
-def _name(label: Any) -> str:
-    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
-
-
-def _group(rows: datasets.Dataset) -> str | None:
-    """The text by which rows belong together; None where few texts are asked about again and again."""
-    first = rows.column_names[0]
-    return first if len(set(rows[first])) > len(rows) // 2 else None
+def _reading(
+    rows: datasets.Dataset, columns: tuple[str, ...], path: Path, *, values: bool, tags: bool, named: bool
+) -> Reading:
+    """What the label column is: tags of words and answers tell by their type or name, unless the user `named` it."""
+    label = columns[-1].lower()
+    if tags or _is_list(rows, columns[-1]) or (label in TAGS and not named):
+        return WordRows.of(rows, columns, path)
+    if isinstance(rows.features[columns[-1]], dict) or (label in ANSWERS and (not named or start_column(rows))):
+        return AnswerRows.of(rows, columns, path)
+    return TextRows.of(rows, columns, path, values=values)
 
 
 def _write(path: Path, parts: dict[str, datasets.Dataset], home: Path) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.errors import UserError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def check_texts(rows: datasets.Dataset, task: Task, origin: str, *, official: bool) -> None:
+def check_texts(rows: datasets.Dataset | Mapping[str, list[Any]], task: Task, origin: str, *, official: bool) -> None:
     """Every text is a string with something in it; empty texts of official rows are kept and logged."""
     empty = 0
     for column in task.text_columns:
@@ -66,6 +66,26 @@ def _class_id(label: Any, task: Task, stored: Sequence[str]) -> int | None:
     return int(label) if isinstance(label, int) and 0 <= label < task.num_labels and not numeric_names else None
 
 
+def check_tags(rows: datasets.Dataset, task: Task, origin: str) -> None:
+    """Every row has words, each with something in it, and as many class ids."""
+    words_column, tags_column = task.text_columns[0], task.label_column
+    for number, (words, tags) in enumerate(zip(rows[words_column], rows[tags_column], strict=True), 1):
+        where = f"{origin}, row {number}"
+        for column, values in ((words_column, words), (tags_column, tags)):
+            if not isinstance(values, list) or not values:
+                raise UserError(f"{where}: {column!r} must be a list with one entry per word, got {values!r}")
+        if len(words) != len(tags):
+            raise UserError(f"{where}: {len(words)} words in {words_column!r} but {len(tags)} tags in {tags_column!r}")
+        for word in words:
+            if not isinstance(word, str) or not word.strip():
+                raise UserError(f"{where}: a word in {words_column!r} is {word!r}; remove it with its tag")
+        for tag in tags:
+            if not isinstance(tag, int) or not 0 <= tag < task.num_labels:
+                raise UserError(
+                    f"{where}: tag {tag!r} in {tags_column!r} is no class id from 0 to {task.num_labels - 1}"
+                )
+
+
 def check_numbers(rows: datasets.Dataset, task: Task, origin: str) -> None:
     """Every label of a regression is a finite number."""
     for number, label in enumerate(rows[task.label_column], 1):
@@ -73,7 +93,7 @@ def check_numbers(rows: datasets.Dataset, task: Task, origin: str) -> None:
             raise UserError(f"{origin}, row {number}: label {label!r} of {task.name} must be a finite number")
 
 
-def check_answers(rows: datasets.Dataset, task: Task, origin: str, *, official: bool) -> None:
+def check_answers(rows: datasets.Dataset | Mapping[str, list[Any]], task: Task, origin: str, *, official: bool) -> None:
     """Answers are texts with their places in the context, and stand there; official rows may be a little off."""
     context_column = task.text_columns[-1]
     for number, (answers, context) in enumerate(zip(rows[task.label_column], rows[context_column], strict=True), 1):

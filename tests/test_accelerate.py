@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 
 import datasets
 import pytest
@@ -20,7 +21,7 @@ from benchmarks.runs import load_runs
 from benchmarks.speed_search import NEAR, Point, choose, search
 from benchmarks.timing import ratio_range
 from tests.cases import CASES
-from tests.small_world import write_model, write_sentences
+from tests.small_world import BAD, GOOD, NEUTRAL, write_model, write_questions, write_sentences
 from tests.tiny import tiny_reducer
 
 
@@ -104,6 +105,90 @@ def test_named_columns_win(tmp_path):
     path = write(tmp_path / "r.csv", ("text", "other", "label", "kind"), rows)
     own = own_task(path, text_columns=("other",), label_column="kind", home=tmp_path)
     assert own.columns == ("other", "kind") and own.task.label_names == ("x", "y")
+
+
+# --- rows whose words have tags, and answers in a context -------------------------------------------------------------
+
+
+def tagged(number):
+    """A sentence of words and tags; a name stands at another place in each."""
+    words = ["it", "was", f"w{number}", "Ann", "Lee", "and", "Rio"]
+    tags = ["O", "O", "O", "B-PER", "I-PER", "O", "B-LOC"]
+    return words[: 5 + number % 3], tags[: 5 + number % 3]
+
+
+def test_tags_are_told_by_their_name_or_type(tmp_path):
+    lines = [tagged(i) for i in range(50)]
+    written = [(" ".join(words), " ".join(tags)) for words, tags in lines]
+    jsonl = tmp_path / "j.jsonl"
+    jsonl.write_text("\n".join(json.dumps({"labels": t, "tokens": w, "text": " ".join(w)}) for w, t in lines))
+    ids = ("B-PER", "I-PER", "B-LOC", "O")
+    tags = datasets.List(datasets.ClassLabel(names=list(ids)))
+    text = datasets.Value("string")
+    datasets.Dataset.from_dict(
+        {"tokens": [w for w, _ in lines], "ner_tags": [[ids.index(tag) for tag in t] for _, t in lines]},
+        features=datasets.Features(tokens=datasets.List(text), ner_tags=tags),
+    ).to_parquet(str(tmp_path / "p.parquet"))
+    files = {
+        write(tmp_path / "c.csv", ("sentence", "ner_tags"), written): {},
+        write(tmp_path / "t.tsv", ("sentence", "who"), written, "\t"): {"label_column": "who", "tags": True},
+        jsonl: {},
+        tmp_path / "p.parquet": {},
+    }
+    for path, settings in files.items():
+        own = own_task(path, home=tmp_path / "h", **settings)
+        kept = path.suffix == ".parquet"
+        assert own.task.kind == "token_classification" and own.task.metric == "entity_f1" and own.commonest is None
+        assert own.task.label_names == (ids if kept else ("O", "B-LOC", "B-PER", "I-PER"))
+        rows = [row for split in ("train", "test") for row in rows_of(own, split)]
+        names = own.task.label_names
+        assert sorted((row["words"], [names[tag] for tag in row["tags"]]) for row in rows) == sorted(lines)
+
+
+def test_classes_of_words_and_a_file_to_score_on(tmp_path):
+    rows = [(f"dogs bark w{i}", "NOUN VERB X") for i in range(40)]
+    train = write(tmp_path / "a.csv", ("words", "pos_tags"), rows)
+    other = write(tmp_path / "b.csv", ("words", "pos_tags"), [("cats sleep", "NOUN VERB")])
+    own = own_task(train, other, home=tmp_path)
+    assert (own.task.metric, own.commonest, own.score_rows) == ("accuracy", 0.5, 1)
+    write(tmp_path / "b.csv", ("words", "pos_tags"), [("cats sleep", "NOUN ADV")])
+    with pytest.raises(UserError, match=r"b\.csv, row 1: the tag 'ADV' in 'pos_tags' is none of NOUN, VERB, X"):
+        own_task(train, other, home=tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["squad", "places", "texts"])
+def test_answers_in_three_layouts(tmp_path, layout):
+    """Text and place in one column or two, or the text alone, whose first place counts; empty where there is none."""
+    rows = []
+    for i in range(60):
+        context, answer = f"so {i // 3} it was the film of the year {i // 3}", "the" if i % 2 else ""
+        start = context.rindex(answer) if layout != "texts" else context.index(answer)
+        rows.append({"question": f"what {i}", "context": context, "answer": answer, "answer_start": start})
+    if layout == "squad":
+        for row in rows:
+            answer, start = row.pop("answer"), row.pop("answer_start")
+            row["answers"] = {"text": [answer] if answer else [], "answer_start": [start] if answer else []}
+        path = tmp_path / "q.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        columns = ("question", "context", "answer", "answer_start")[: 4 if layout == "places" else 3]
+        path = write(tmp_path / "q.csv", columns, [[row[name] for name in columns] for row in rows])
+    own = own_task(path, home=tmp_path)
+    assert (own.task.kind, own.task.metric, own.task.group_column) == ("span_qa", "squad_f1", "context")
+    train, score = rows_of(own, "train"), rows_of(own, "test")
+    assert not set(train["context"]) & set(score["context"])
+    for row in (*train, *score):
+        asked = int(row["question"].split()[1]) % 2
+        place = (row["context"].index if layout == "texts" else row["context"].rindex)("the")
+        assert row["answers"] == {"text": ["the"] * asked, "answer_start": [place] * asked}
+
+
+def test_a_yes_or_no_about_a_passage_is_a_class_where_the_user_says_so(tmp_path):
+    rows = [(f"q {i}", "some passage", ("no", "yes")[i % 2]) for i in range(40)]
+    path = write(tmp_path / "b.csv", ("question", "passage", "answer"), rows)
+    assert own_task(path, label_column="answer", home=tmp_path).task.kind == "classification"
+    with pytest.raises(UserError, match=r"row 1: the answer 'no' does not stand in 'passage'; if answers are cl"):
+        own_task(path, home=tmp_path)
 
 
 # --- search -----------------------------------------------------------------------------------------------------------
@@ -226,6 +311,54 @@ def test_a_target_is_reached_and_the_saved_model_is_what_was_measured(world, cap
     assert int(output.trace.ffn_tokens[0, -1]) < int(output.trace.input_lengths[0])
     frame = load_runs(next((world / "r").rglob("runs")).parent)
     assert set(frame["kind"]) == {"finetune", "accelerate"} and set(frame["status"]) == {"ok"}
+
+
+def tagged_rows(path):
+    """The one loaded word of a sentence is an entity; its kind is in the word."""
+    rng = random.Random(0)
+    rows = []
+    for i in range(128):
+        words = rng.choices(NEUTRAL, k=rng.randint(3, 9))
+        tags = ["O"] * len(words)
+        place = rng.randint(0, len(words))
+        words.insert(place, rng.choice((BAD, GOOD)[i % 2]))
+        tags.insert(place, ("B-BAD", "B-GOOD")[i % 2])
+        rows.append((" ".join(words), " ".join(tags)))
+    return write(path, ("sentence", "ner_tags"), rows)
+
+
+def test_a_tagger_is_made_faster_and_names_entities(world, capsys):
+    path = tagged_rows(world / "names.csv")
+    status = call(world, "--task-data", path, "--target-speedup", "1.3", "--method", "lat", "--json")
+    said = json.loads(capsys.readouterr().out)
+    assert status == 0 and said["reached"] and said["metric"] == "entity_f1" and said["columns"][-1] == "ner_tags"
+    assert said["commonest_class"] is None and 0 < said["reduced"]["score"] < 1
+    loaded = transformers.AutoModelForTokenClassification.from_pretrained(world / "out")
+    assert loaded.config.id2label == {0: "O", 1: "B-BAD", 2: "B-GOOD"} and loaded.method_name == "lat"
+    tag = transformers.pipeline("token-classification", model=str(world / "out"), ignore_labels=[])
+    rows, names = rows_of(own_task(path), "test"), loaded.config.id2label
+    found = [{(place, token["entity"]) for place, token in enumerate(tag(text))} for text in rows["text"]]
+    right = [{(place, names[one]) for place, one in enumerate(tags)} for tags in rows["tags"]]
+    found, right = ([{one for one in row if one[1] != "O"} for row in rows] for rows in (found, right))
+    both = sum(len(a & b) for a, b in zip(found, right, strict=True))
+    assert said["reduced"]["score"] == pytest.approx(2 * both / sum(map(len, (*found, *right))))
+
+
+def test_a_reader_is_made_faster(world, capsys):
+    rows = [json.loads(line) for line in (write_questions(world) / "squad_v2/validation.jsonl").open()]
+    lines = [
+        (row["question"], f"{row['context']} {i}", *(part[0] if part else "" for part in row["answers"].values()))
+        for i, row in enumerate(rows)
+    ]
+    path = write(world / "asked.csv", ("question", "context", "answer", "start"), lines)
+    call(world, "--task-data", path, "--target-speedup", "1.3", "--method", "lat", "--json")
+    said = json.loads(capsys.readouterr().out)
+    assert said["metric"] == "squad_f1" and said["columns"] == ["question", "context", "answer"]
+    assert 0 < said["dense"]["score"] <= 1 and said["reduced"]["speedup"] > 1.1
+    loaded = transformers.AutoModelForQuestionAnswering.from_pretrained(world / "out").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(world / "out")
+    batch = tokenizer("was it a good plot", "the film was great", return_tensors="pt")
+    assert loaded(**batch).start_logits.shape == batch["input_ids"].shape
 
 
 def test_an_impossible_target_says_so_and_what_was_reached(world, capsys):

@@ -339,6 +339,8 @@ def own(content: str, *arguments: str) -> tuple[list[str], Spoil]:
 
 
 TEXTS = "".join(f"a film {i},{i % 2}\n" for i in range(40))
+ASKED = "question,context,answer\n" + "what,a b,b\n" * 40
+PLACED = "question,context,answer,start\n" + "what,a b,b,2\n" * 40
 ARGUMENTS |= {
     f"accelerate: {what}": ("accelerate", arguments, spoil, parts)
     for what, (arguments, spoil), parts in (
@@ -362,6 +364,22 @@ ARGUMENTS |= {
         ("empty text", own(f"text,label\n{TEXTS} ,1\n"), ["train.csv, row 41", "empty"]),
         ("empty label", own(f"text,label\n{TEXTS}b,\n"), ["train.csv, row 41", "is empty"]),
         ("values that are none", own(f"text,label\n{TEXTS}b,\n", "--regression"), ["row 41", "finite number"]),
+        ("words without tags", own("words,tags\n" + "a b,X Y\n" * 40 + "a b,X\n"), ["row 41", "2 words", "1 tags"]),
+        ("no words", own("words,tags\n" + "a b,X Y\n" * 40 + ",X\n"), ["row 41", "'words' is empty"]),
+        ("one tag", own("words,tags\n" + "a b,X X\n" * 40), ["one tag only", "nothing to learn"]),
+        (
+            "method that cannot do tags",
+            own("words,tags\n" + "".join(f"a b{i},X Y\n" for i in range(40)), "--method", "deebert"),
+            ["deebert cannot do this task (token_classification)", "one prediction"],
+        ),
+        ("answer that is nowhere", own(f"{ASKED}what,a b,c\n"), ["row 41", "'c' does not stand in 'context'"]),
+        ("answers to a text", own("text,answers\na,b\n"), ["need a question and a context", "--text-columns"]),
+        (
+            "answer elsewhere",
+            own(f"{PLACED}what,a b,b,0\n"),
+            ["row 41", "has 'b' at 0"],
+        ),
+        ("place that is none", own(f"{PLACED}what,a b,b,x\n"), ["row 41", "'start' must be the place", "'x'"]),
         ("method that cannot do values", own(f"text,label\n{TEXTS}b,0.5\n", "--method", "deebert"), ["regression"]),
         ("output that is something else", own(f"text,label\n{TEXTS}", "--output", "data"), ["is no saved model"]),
         (
