@@ -82,7 +82,7 @@ class PackedState(TokenState):
         return self._counts
 
     def rank(self, values: Tensor) -> Tensor:
-        return segment_rank(values, self._counts)
+        return segment_rank(values, self._counts, self._index)
 
     def sum(self, values: Tensor) -> Tensor:
         return segment_sum(values, self._index, len(self._lengths))
@@ -209,8 +209,14 @@ class PackedState(TokenState):
         for name in self._entered:
             self.__dict__.pop(name, None)
 
+    def _count(self, chosen: Tensor) -> Tensor:
+        """How many of the rows `chosen` (rows,) bool are in each sequence; (sequences,) long."""
+        if len(self._lengths) == 1:
+            return chosen.sum(dim=0, keepdim=True)
+        return segment_sum(chosen.long(), self._index, len(self._lengths))
+
     def _drop(self, keep: Tensor) -> None:
-        counts = segment_sum(keep.long(), self._index, len(self._lengths))
+        counts = self._count(keep)
         lengths = counts.tolist()
         total = sum(lengths)
         if total == len(keep):
@@ -231,7 +237,7 @@ class PackedState(TokenState):
     def _leap(self, run: Tensor) -> None:
         """Set aside the tokens that do not `run` this layer."""
         assert self._layer_input is not None  # leaps are decided before the layer
-        counts = segment_sum(run.long(), self._index, len(self._lengths))
+        counts = self._count(run)
         lengths = counts.tolist()
         index = torch.nonzero_static(run, size=sum(lengths)).squeeze(1)
         self._leaping = _Leaping(index, self._layer_input, self._entry, self._counts, self._lengths, self._index)
