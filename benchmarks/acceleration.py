@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import methods
 from benchmarks.data import LABELS, Feature, batches, collate
@@ -20,7 +24,7 @@ from benchmarks.progress import RunProgress
 from benchmarks.running import run, trained
 from benchmarks.runs import Record, RunStore
 from benchmarks.speed_search import NEAR, Point, choose, search
-from benchmarks.stopwatch import Batch, interleaved, per_text_ms, ratio
+from benchmarks.timing import interleave, ratio_range
 from methods import Knob, TokenReducer
 
 KIND = "accelerate"
@@ -193,20 +197,26 @@ def _timed(
     whole = (compute.place(collate(chunk, pad_id)) for chunk in batches(chosen, size))
     made = [{name: tensor for name, tensor in batch.items() if name not in LABELS} for batch in whole]
     stock = dense.model.eval()
-    ways: dict[str, Callable[[Batch], object]] = {
+    ways: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
         "stock": lambda batch: stock(**(batch | {"attention_mask": batch["attention_mask"].long()})),
         "dense": lambda batch: dense(**batch),
         "reduced": lambda batch: reducer(**batch),
     }
-    with compute.autocast():
-        seconds = interleaved(ways, made, rounds=ROUNDS)
-    times = {name: per_text_ms(of_way, len(chosen)) for name, of_way in seconds.items()}
+    runs: dict[str, Callable[[], object]] = {name: partial(_over, way, made) for name, way in ways.items()}
+    with compute.autocast(), torch.inference_mode():
+        samples = interleave(runs, rounds=ROUNDS, device=compute.device)
+    seconds = {name: one.wall_s for name, one in samples.items()}
     return {
         "texts": len(chosen),
-        "ms_per_text": times,
-        "speedup": ratio(seconds["dense"], seconds["reduced"]),
-        "speedup_over_stock": ratio(seconds["stock"], seconds["reduced"]),
+        "ms_per_text": {name: 1000 * statistics.median(one) / len(chosen) for name, one in seconds.items()},
+        "speedup": ratio_range(seconds["dense"], seconds["reduced"]),
+        "speedup_over_stock": ratio_range(seconds["stock"], seconds["reduced"]),
     }
+
+
+def _over(way: Callable[[dict[str, torch.Tensor]], object], made: list[dict[str, torch.Tensor]]) -> None:
+    for batch in made:
+        way(batch)
 
 
 # Saving ---------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,9 @@ class Bench:
     texts: int | None
     dtype: str
     device: str
+    peers: tuple[str, ...] = ()
+    absent_peers: tuple[tuple[str, str], ...] = ()  # asked for, and why they cannot run here
+    times_only: bool = False
 
     def config(self, texts: Texts) -> RunConfig:
         """All that decides what is timed, the machine's kind included."""
@@ -88,6 +91,8 @@ class Bench:
                 "rounds": self.rounds,
                 "threads": self.threads,
                 "machine": machine,
+                **({"peers": self.peers} if self.peers else {}),
+                **({"times_only": True} if self.times_only else {}),
             },
         )
 
@@ -109,6 +114,8 @@ def parser() -> argparse.ArgumentParser:
     add("--schedule", nargs="+", metavar="S", default=list(SCHEDULES), help="speed-ups (4x) or shares (1,0.8,...)")
     add("--reducer", nargs="+", metavar="DIR", type=Path, help="time trained reducers instead, as they are")
     add("--trained", action="store_true", help="the same with the newest ones that a command left for the task")
+    add("--peers", nargs="*", metavar="PEER", help="time other dense ways, too: onnxruntime, ...; alone: all there are")
+    add("--times-only", action="store_true", help="no replays of bare products, no memory: half the time")
     add("--batch-sizes", nargs="+", type=int, metavar="N", default=list(BATCH_SIZES), help="default: 1 32")
     add("--texts", type=int, metavar="N", help="texts per pass; default: two batches, at least 8")
     add(
@@ -145,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = open_console()
     records, failures = [], []
     for name in dict.fromkeys(arguments.tasks):
-        bench = _bench(arguments, name)
+        bench = bench_of(arguments, name)
         console.print(_introduction(bench), highlight=False)
         for batch_size in dict.fromkeys(arguments.batch_sizes):
             record = measure(bench, batch_size, store, quiet=arguments.quiet)
@@ -165,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    from benchmarks.latency_peers import check_peers
     from benchmarks.latency_subjects import speedup_of
 
     for flag in ("max_length", "texts", "threads", "rounds"):
@@ -176,6 +184,7 @@ def _check(arguments: argparse.Namespace) -> None:
     for padding in arguments.padding:
         if padding not in PADDINGS:
             raise UserError(f"--padding takes {', '.join(PADDINGS)}, got '{padding}'")
+    check_peers(arguments.peers or ())
     for schedule in arguments.schedule:
         speedup_of(schedule)
     if arguments.data_dir is not None and not arguments.data_dir.is_dir():
@@ -184,7 +193,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--trained finds reducers itself; leave it out with --reducer")
 
 
-def _bench(arguments: argparse.Namespace, task_name: str) -> Bench:
+def bench_of(arguments: argparse.Namespace, task_name: str) -> Bench:
+    """What the flags ask for, on the texts of a task: models loaded, placed and in eval()."""
     import dataclasses
 
     import torch
@@ -193,6 +203,7 @@ def _bench(arguments: argparse.Namespace, task_name: str) -> Bench:
     from benchmarks.cli import chosen_device
     from benchmarks.data import DataSource
     from benchmarks.embedded import embedded_model_path, ensure_embedded, skimbench_home
+    from benchmarks.latency_peers import PEERS, absences
     from benchmarks.models import find_model, folder_model, load_model
     from benchmarks.tasks import EMBEDDED, EMBEDDED_LONG, get_task
 
@@ -217,6 +228,8 @@ def _bench(arguments: argparse.Namespace, task_name: str) -> Bench:
     else:
         model, identity = _random_model(task), RANDOM_SHAPE
     _check_fit(model, reducers, arguments.schedule)
+    peers = () if arguments.peers is None else tuple(dict.fromkeys(arguments.peers)) or PEERS
+    absent = absences(peers, device)
     dtype = getattr(torch, arguments.dtype)
     for module in (model, *(reducer for _, reducer in reducers)):
         nn.Module.to(module, device=device, dtype=dtype).eval()
@@ -235,6 +248,9 @@ def _bench(arguments: argparse.Namespace, task_name: str) -> Bench:
         texts=arguments.texts,
         dtype=arguments.dtype,
         device=device,
+        peers=tuple(peer for peer in peers if peer not in absent),
+        absent_peers=tuple(absent.items()),
+        times_only=arguments.times_only,
     )
 
 
@@ -304,7 +320,8 @@ def _introduction(bench: Bench) -> str:
     weights = (
         "random weights of BERT-base's shape, so times only" if bench.identity == RANDOM_SHAPE else bench.tokens.title
     )
-    return f"{bench.task.title}: {weights}; {bench.dtype}, {bench.threads} threads, {bench.device}"
+    absent = "".join(f"; {peer} is left out: {reason}" for peer, reason in bench.absent_peers)
+    return f"{bench.task.title}: {weights}; {bench.dtype}, {bench.threads} threads, {bench.device}{absent}"
 
 
 def measure(bench: Bench, batch_size: int, store: RunStore, *, quiet: bool = False) -> Record:

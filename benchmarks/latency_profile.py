@@ -9,7 +9,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,17 @@ if TYPE_CHECKING:
 
 PAGE = RESULTS / "notes" / "latency.md"
 REST = "Rest"
+OPERATORS = 15  # shown
 NOTE = """\
-Random weights of BERT-base's shape, one thread, float32. Each kind of call is recorded during a pass and replayed
+Random weights of BERT-base's shape, one thread, {dtype}. Each kind of call is recorded during a pass and replayed
 alone at the same shapes; *Rest* is the pass less all of them: decisions, ranks, scores beyond plain attention, counting
 and Python. *Overhead* is the pass over its matrix products and attention; *Bound* is the realisation of these alone:
 with few tokens, every weight is still read once, and a product costs more per multiply-add."""
+
+
+def note_of(dtype: str) -> str:
+    """What the columns of `profile` are."""
+    return NOTE.format(dtype=dtype)
 
 
 def kinds() -> dict[str, set[Callable[..., Any]]]:
@@ -117,6 +123,39 @@ def profile(
     return pd.DataFrame(rows)
 
 
+def operators(runs: Mapping[str, Callable[[], object]]) -> pd.DataFrame:
+    """Milliseconds of the processor that torch's operators take themselves, a column per run, each run once before.
+
+    Rows are the operators in which the last run differs most from the first.
+    """
+    import pandas as pd
+    import torch
+
+    columns = {}
+    for name, run in runs.items():
+        run()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profiler:
+            run()
+        columns[name] = {event.key: event.self_cpu_time_total / 1000 for event in profiler.key_averages()}
+    frame = pd.DataFrame(columns).fillna(0.0)
+    apart = (frame.iloc[:, -1] - frame.iloc[:, 0]).abs().sort_values(ascending=False)
+    shown = frame.loc[apart.index[:OPERATORS]]
+    shown.loc["all"] = frame.sum()
+    return shown.map("{:.1f}".format).reset_index(names="Operator")
+
+
+def write_page(path: Path, heading: str, command: str, text: str, frame: pd.DataFrame) -> None:
+    """Write a note in Markdown: what was profiled, on which machine, under which load."""
+    from benchmarks.environment import environment
+
+    machine = f"{environment()['cpu']['model']}; load average at the end: {os.getloadavg()[0]:.1f}."
+    table = frame.to_markdown(index=False, disable_numparse=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parts = [f"# {heading}", f"Command: `{command}`", machine, text, table]
+        path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
     result = Parser(
@@ -142,7 +181,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     import transformers
 
     import methods
-    from benchmarks.environment import environment
     from benchmarks.latency_subjects import speedup_of
     from benchmarks.strategy import check_methods
     from methods.backbone import build_model
@@ -158,7 +196,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name != "dense" and "single_text" not in methods.lookup(name).traits.unsupported
     ]
     torch.set_num_threads(1)
-    before = os.getloadavg()[0]
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model("bert")
     model = build_model("BertForSequenceClassification", config).eval()
@@ -167,17 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     heading = f"Where the time goes: a batch of {len(arguments.lengths)}, {sum(arguments.lengths)} tokens"
     print_table(frame, heading, open_console())
     command = shlex.join(["python", "-m", "benchmarks.latency_profile", *(sys.argv[1:] if argv is None else argv)])
-    machine = f"{environment()['cpu']['model']}; load average {before:.1f} before, {os.getloadavg()[0]:.1f} after."
-    parts = [
-        f"# {heading}",
-        f"Command: `{command}`",
-        machine,
-        NOTE,
-        frame.to_markdown(index=False, disable_numparse=True),
-    ]
-    with writing(arguments.output):
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_page(arguments.output, heading, command, note_of("float32"), frame)
     print(f"written: {arguments.output}")
     return 0
 

@@ -15,6 +15,7 @@ from benchmarks.data import LABELS, Feature, Padding, batch_indices, collate
 from benchmarks.errors import UserError
 from benchmarks.forced import Forced, geometric
 from methods import TokenReducer
+from methods.backbone import SPECS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,6 +64,7 @@ class Subject:
         padding: that it computes: "none", "batch", "sorted" (batches of similar length) or "sequence".
         run: the pass. macs: multiply-adds of one, counted as `benchmarks.flops` says.
         shares: of tokens that the schedule computes per layer; empty for none.
+        opaque: it runs outside of torch, so that neither its products nor its memory can be seen.
     """
 
     key: str
@@ -73,6 +75,7 @@ class Subject:
     schedule: str = ""
     padding: str = "none"
     shares: tuple[float, ...] = field(default=())
+    opaque: bool = False
 
 
 def stock_subjects(model: PreTrainedModel, texts: Texts, paddings: Sequence[str]) -> Iterator[Subject]:
@@ -83,14 +86,13 @@ def stock_subjects(model: PreTrainedModel, texts: Texts, paddings: Sequence[str]
     if "sequence" in paddings:
         layouts.append(("sequence", texts.batches("sequence")))
     backbone = methods.create("dense", model).backbone
-    unread = () if backbone.spec.token_types else ("token_type_ids",)
     for padding, batches in layouts:
         lengths = torch.cat([torch.full((len(rows),), batch["input_ids"].shape[1]) for rows, batch in batches])
         yield Subject(
             key=f"{STOCK}-{padding}",
             method="dense",
             title="Dense, stock" + (", sorted by length" if padding == "sorted" else ""),
-            run=_passes(lambda batch: model(**batch), [_without(batch, unread) for _, batch in batches]),
+            run=passes(lambda batch: model(**batch), [read_by(model, batch) for _, batch in batches]),
             macs=int(backbone.dense_macs(lengths).sum()),
             padding=padding,
         )
@@ -100,7 +102,7 @@ def unpadded_subject(model: PreTrainedModel, texts: Texts) -> Subject:
     """Our engine, keeping everything."""
     reducer = methods.create("dense", model).eval()
     macs = int(reducer.backbone.dense_macs(texts.lengths).sum())
-    run = _passes(lambda batch: reducer(**batch), [batch for _, batch in texts.batches()])
+    run = passes(lambda batch: reducer(**batch), [batch for _, batch in texts.batches()])
     return Subject(key=UNPADDED, method="dense", title="Dense, unpadded", run=run, macs=macs)
 
 
@@ -126,13 +128,13 @@ def forced_subject(name: str, model: PreTrainedModel, texts: Texts, schedule: st
         forced.tables(batch["attention_mask"], [(order[i] + 0.5) / count for i in chunk]) for chunk, batch in batches
     ]
     work = list(zip([batch for _, batch in batches], tables, strict=True))
-    run = _passes(lambda one: forced.run(*one), work)
+    run = passes(lambda one: forced.run(*one), work)
     return _reduced(reducer, run, schedule=f"{speedup:g}x" if speedup else "shares", shares=shares)
 
 
 def trained_subject(folder: Path, reducer: TokenReducer, texts: Texts) -> Subject:
     """A trained reducer as it is."""
-    run = _passes(lambda batch: reducer(**batch), [batch for _, batch in texts.batches()])
+    run = passes(lambda batch: reducer(**batch), [batch for _, batch in texts.batches()])
     return replace(_reduced(reducer, run, schedule="trained"), key=f"{reducer.method_name}@{folder.name}")
 
 
@@ -176,9 +178,12 @@ def speedup_of(schedule: str) -> float | None:
     )
 
 
-def _without(batch: Batch, names: Sequence[str]) -> Batch:
-    return {name: tensor for name, tensor in batch.items() if name not in names}
+def read_by(model: PreTrainedModel, batch: Batch) -> Batch:
+    """What of a batch the stock `model` takes."""
+    unread = () if SPECS[model.config.model_type].token_types else ("token_type_ids",)
+    return {name: tensor for name, tensor in batch.items() if name not in unread}
 
 
-def _passes(run: Callable[[Any], Any], batches: Sequence[Any]) -> Callable[[], list[Any]]:
+def passes(run: Callable[[Any], Any], batches: Sequence[Any]) -> Callable[[], list[Any]]:
+    """One pass over all batches."""
     return lambda: [run(batch) for batch in batches]

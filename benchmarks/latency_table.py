@@ -16,6 +16,7 @@ from benchmarks.runs import Record
 if TYPE_CHECKING:
     from rich.console import Console
 
+UNKNOWN = {"wall": [None], "cpu": [None]}  # overhead of what runs outside of torch, or where only times are taken
 TITLES = {"none": "dense, unpadded", "batch": "stock, batch", "sequence": "stock, sequence"}
 NOTE = """\
 Times are medians of interleaved passes; a time ratio is the median of the rounds' ratios, its quartiles behind it.
@@ -23,7 +24,8 @@ Times are medians of interleaved passes; a time ratio is the median of the round
 padding. *FLOPs*: its executed multiply-adds over the method's. *Real.*, the realisation: time ratio / FLOPs ratio;
 *CPU*: the same from processor time, which does not see others on the machine. *Bound*: the realisation of the bare
 matrix products and attention calls alone, replayed at the same sizes. *Over.*, the engine's overhead: time / time of
-that replay. *MB*: the most memory that a pass holds above the weights."""
+that replay. *MB*: the most memory that a pass holds above the weights. These three are empty where only times were
+taken, and for what runs outside of torch."""
 
 
 def frame_of(records: Sequence[Record]) -> pd.DataFrame:
@@ -37,6 +39,7 @@ def _rows(record: Record) -> Iterator[dict[str, Any]]:
         for padding in config["extra"]["paddings"]:
             against = subject["against"][padding]
             flops, wall, cpu = against["flops"], against["wall"], against["cpu"]
+            peak, overhead = subject["peak_memory_bytes"], subject.get("overhead", UNKNOWN)
             milliseconds = 1000 * statistics.median(subject["wall_s"])
             yield {
                 "task": config["task"],
@@ -45,6 +48,7 @@ def _rows(record: Record) -> Iterator[dict[str, Any]]:
                 "threads": config["extra"]["threads"],
                 "dtype": config["dtype"],
                 "batch_size": config["extra"]["batch_size"],
+                "max_length": config["max_length"],
                 "baseline": padding,
                 "key": subject["key"],
                 "method": subject["method"],
@@ -59,10 +63,10 @@ def _rows(record: Record) -> Iterator[dict[str, Any]]:
                 "realisation": wall[0] / flops,
                 "cpu_time_ratio": cpu[0],
                 "cpu_realisation": cpu[0] / flops,
-                "bound": against["bare_cpu"][0] / flops,
-                "overhead": subject["overhead"]["wall"][0],
-                "cpu_overhead": subject["overhead"]["cpu"][0],
-                "peak_memory_mb": subject["peak_memory_bytes"] / 1e6,
+                "bound": against["bare_cpu"][0] / flops if "bare_cpu" in against else None,
+                "overhead": overhead["wall"][0],
+                "cpu_overhead": overhead["cpu"][0],
+                "peak_memory_mb": None if peak is None else peak / 1e6,
                 "records": record["config_hash"],
             }
 
@@ -71,9 +75,11 @@ def printed(frame: pd.DataFrame) -> pd.DataFrame:
     """The table as people read it."""
 
     def column(pattern: str, *names: str) -> list[str]:
-        return [pattern.format(*row) for row in frame[list(names)].itertuples(index=False)]
+        rows = frame[list(names)].itertuples(index=False)
+        return ["" if any(pd.isna(value) for value in row) else pattern.format(*row) for row in rows]
 
-    texts = {"Texts": frame["task"]} if frame["task"].nunique() > 1 else {}
+    several = {"task": "Texts", "dtype": "Type", "max_length": "Length"}
+    texts = {title: frame[name] for name, title in several.items() if frame[name].nunique() > 1}
     return pd.DataFrame(
         {
             **texts,
@@ -107,14 +113,19 @@ def write(records: Sequence[Record], root: Path, command: str) -> list[Path]:
     frame = frame_of(records)
     folder = root / "tables"
     paths = [folder / "latency.csv", folder / "latency.md"]
-    machine = f"Machine: {frame['machine'].iloc[0]}, {frame['threads'].iloc[0]} threads, {frame['dtype'].iloc[0]}; "
-    machine += f"weights: {frame['backbone'].iloc[0]}."
+    machine = f"Machine: {frame['machine'].iloc[0]}, {frame['threads'].iloc[0]} threads, "
+    machine += f"{', '.join(frame['dtype'].unique())}; weights: {frame['backbone'].iloc[0]}."
     if loads := [record["metrics"]["load_average"] for record in records if "load_average" in record["metrics"]]:
         cells = "; ".join(" ".join(f"{value:.1f}" for value in load) for load in loads)
         machine += (
             f" Load averages (1, 5, 15 minutes) at the end of each cell: {cells}. Where they exceed the threads, "
         )
         machine += "others ran too, and *CPU* is the column to read."
+    absent = {
+        key: why for record in records for key, why in record["metrics"].get("peers", {}).get("absent", {}).items()
+    }
+    if absent:
+        machine += " Left out: " + "; ".join(f"{peer}, {reason}" for peer, reason in absent.items()) + "."
     parts = ["# Time against FLOPs", f"Command: `{command}`", machine, NOTE, printed(frame).to_markdown(index=False)]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,9 +137,10 @@ def write(records: Sequence[Record], root: Path, command: str) -> list[Path]:
 
 def _points(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """What the figure shows: a panel per texts, batch size and baseline."""
-    several = frame["task"].nunique() > 1
+    forms = {"task": "{}", "dtype": "{}", "max_length": "up to {} tokens"}
+    several = {name: form for name, form in forms.items() if frame[name].nunique() > 1}
     rows = [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
     for row in rows:
         panel = f"Batch {row['batch_size']}, against {TITLES[row['baseline']]}"
-        row["panel"] = f"{row['task']}: {panel}" if several else panel
+        row["panel"] = ", ".join([*(several[name].format(row[name]) for name in several), panel])
     return rows

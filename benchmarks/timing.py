@@ -95,6 +95,12 @@ class Ratio:
         return [round(value, 4) for value in (self.median, self.low, self.high)]
 
 
+def ratio_range(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
+    """How many times `fast` fits into `slow`, round by round: the median and the range."""
+    ratios = [one / other for one, other in zip(slow, fast, strict=True)]
+    return {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+
+
 def peak_memory_bytes(run: Callable[[], object], device: str = "cpu") -> int:
     """Most memory that torch held at a time during one call, above what it held before it.
 

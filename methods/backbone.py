@@ -2,9 +2,9 @@
 
 A layer is seen as two blocks. The *attention* block is query/key/value projections, attention, and `finish_attention`
 (output projection, residual, norm). The *feed-forward* block is `feed_forward` (both projections, residual, norm).
-Where norms stand before the blocks (ModernBERT), hooks see the residual stream, and the head what `final_norm` makes of
-it. Positions that turn queries and keys, and windows of local attention, are those of the input: removing a token
-brings no others closer together.
+Where norms stand before the blocks (ModernBERT), hooks see the residual stream, and the head what `finish` makes of it.
+Positions that turn queries and keys, and windows of local attention, are those of the input: removing a token brings no
+others closer together.
 A reducer may decide between the two, so neither block is ever called through the stock layer's own `forward`; the stock
 sub-modules themselves are called, so hooks and adapters that users put on them keep working.
 """
@@ -30,7 +30,7 @@ ARCHITECTURES = {  # head -> how the names of the stock classes that carry it en
     "token_classification": "ForTokenClassification",
 }
 HEADS = tuple(ARCHITECTURES)
-TOKEN_HEADS = ("span_qa", "token_classification")  # these read every token, the others [CLS] alone
+TOKEN_HEADS = ("span_qa", "token_classification")  # these read every token, the others one state of a text
 Outputs = TypeVar("Outputs")
 StockModule = Any  # a stock model, encoder or layer, whose parts differ by family and are found by name
 
@@ -221,6 +221,7 @@ class Backbone:
         self.model, self.config = model, config
         self.head = head_of(model)
         self.reads_tokens = self.head in TOKEN_HEADS
+        self.averages = not self.reads_tokens and getattr(config, "classifier_pooling", "cls") == "mean"
         self.spec = SPECS[config.model_type]
         self.encoder: StockModule = getattr(model, self.spec.encoder)
         self.layers: list[nn.Module] = self.spec.layers(self.encoder)
@@ -312,13 +313,13 @@ class Backbone:
         norm = self.spec.final_norm(self.encoder)
         return hidden if norm is None else norm(hidden)
 
-    def classify(self, first_tokens: Tensor) -> Tensor:
-        """Classification or regression head on [CLS]; (batch, hidden_size) -> (batch, num_labels)."""
-        return self.spec.classify(self.model, self.finish(first_tokens).unsqueeze(1))
+    def classify(self, texts: Tensor) -> Tensor:
+        """Head over whole texts, on what `TokenState.read` gives; (batch, hidden_size) -> (batch, num_labels)."""
+        return self.spec.classify(self.model, texts.unsqueeze(1))
 
-    def pool(self, first_tokens: Tensor) -> Tensor:
+    def pool(self, texts: Tensor) -> Tensor:
         """What the last layer of `classify` reads, dropout included; (batch, hidden_size) -> the same shape."""
-        return self.spec.pool(self.model, self.finish(first_tokens).unsqueeze(1))
+        return self.spec.pool(self.model, texts.unsqueeze(1))
 
     def read_tokens(self, hidden: Tensor) -> Tensor:
         """Head over tokens; (..., hidden_size) -> (..., num_labels), for spans start and end logits."""
@@ -328,9 +329,9 @@ class Backbone:
         """The dense layer of the classification head (BERT: the pooler's), hidden_size -> hidden_size."""
         return attrgetter(self.spec.first_dense)(self.model)
 
-    def pooled(self, first_tokens: Tensor) -> Tensor:
+    def pooled(self, texts: Tensor) -> Tensor:
         """As `pool`, but never with dropout: for comparing two models; (batch, hidden_size) -> the same shape."""
-        activated = self.spec.first_activation(self.first_dense()(self.finish(first_tokens)))
+        activated = self.spec.first_activation(self.first_dense()(texts))
         norm = self.spec.first_norm(self.model)
         return activated if norm is None else norm(activated)
 
@@ -360,7 +361,7 @@ class Backbone:
         return layers + self.embedding_macs() * lengths + self.head_macs(lengths)
 
     def head_macs(self, tokens: Tensor) -> Tensor:
-        """MACs of the head for sequences of `tokens` (batch,) long; a classifier reads one token of each."""
+        """MACs of the head for sequences of `tokens` (batch,) long; a classifier reads one state of each."""
         if self.reads_tokens:
             dense = self.hidden_size**2 if self.spec.dense_per_token else 0
             return tokens * (dense + self.hidden_size * self.num_labels)
@@ -385,10 +386,6 @@ def head_named(architecture: str, config: Any) -> str:
     if head is None:
         kinds = ", ".join(f"*{suffix}" for suffix in dict.fromkeys(ARCHITECTURES.values()))
         raise ValueError(f"{architecture} has no supported head; use a model of these kinds: {kinds}")
-    if head == "classification" and getattr(config, "classifier_pooling", "cls") != "cls":
-        raise ValueError(
-            f"{architecture} classifies by the mean over tokens, not by [CLS]; load it with classifier_pooling='cls'"
-        )
     regression = head == "classification" and (config.num_labels == 1 or config.problem_type == "regression")
     return "regression" if regression else head
 

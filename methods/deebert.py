@@ -58,8 +58,8 @@ class OffRamp(nn.Module):
         self.classifier = exit_classifier(hidden_size, num_labels)
         self.macs = exit_macs(hidden_size, num_labels)
 
-    def forward(self, first_tokens: Tensor) -> Tensor:
-        return self.classifier(self.dropout(torch.tanh(self.dense(first_tokens))))
+    def forward(self, texts: Tensor) -> Tensor:
+        return self.classifier(self.dropout(torch.tanh(self.dense(texts))))
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class DeeBert(TokenReducer):
         if state.layer >= len(self.off_ramps):
             return None
         ramp = cast(OffRamp, self.off_ramps[state.layer])
-        logits = ramp(state.first_tokens())
+        logits = ramp(state.of_texts(self.backbone))
         overhead = torch.full(logits.shape[:1], ramp.macs, device=logits.device)
         if self.training:
             state.notes["ramp_logits"].append(logits)

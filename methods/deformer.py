@@ -145,7 +145,7 @@ class DeFormer(TokenReducer):
         """
         inputs = super().check_inputs(input_ids, attention_mask, token_type_ids, labels)
         starts = second_starts(inputs, separator_of(self.backbone.config, self.options.separator_id))
-        if not self.options.single_texts:
+        if not self.options.single_texts and not torch.compiler.is_exporting():
             check_pairs(starts, input_ids.shape[1], "set single_texts=True to run such texts whole")
         return as_pairs(inputs, starts, restart=self.options.restart_positions)
 
@@ -155,7 +155,7 @@ class DeFormer(TokenReducer):
         assert inputs.segments is not None
         if state.layer == 0:
             state.trace.first_lengths = (inputs.attention_mask & (inputs.segments == 0)).sum(dim=1)
-            if self.cache is not None and not self.training:
+            if self.cache is not None and not self.training and not torch.compiler.is_exporting():
                 state.notes["cached"] = self.cache.find(*self._passages(inputs))
         if state.layer >= self.split:
             return None
@@ -226,8 +226,9 @@ class DeFormer(TokenReducer):
         pairs = zip(state.notes["upper"], lesson.states[self.split + 1 :], strict=True)
         distances = [state_distance(own, taught, tokens) for own, taught in pairs]
         if not self.backbone.reads_tokens:
-            taught = self.teacher.backbone.pooled(lesson.states[-1][:, 0])
-            distances.append(F.mse_loss(self.backbone.pooled(state.first_tokens()).float(), taught.float()))
+            assert lesson.text is not None
+            taught, own = self.teacher.backbone.pooled(lesson.text), self.backbone.pooled(state.read(self.backbone))
+            distances.append(F.mse_loss(own.float(), taught.float()))
         if not distances:  # texts that never meet, and a head without a pooled vector
             return state.hidden.new_zeros((), dtype=torch.float32)
         total = torch.stack(distances)

@@ -61,6 +61,12 @@ class MaskedState(TokenState):
     def first_tokens(self) -> Tensor:
         return self.hidden[:, 0]
 
+    def mean(self, values: Tensor) -> Tensor:
+        weights = (self.live & self.real).to(values.dtype)
+        if self.gate is not None:  # the gradient of the choice, also for tokens that were dropped
+            weights = weights + ((self.gate - self.gate.detach()) * self.real).to(values.dtype)
+        return (values * weights.unsqueeze(-1)).sum(dim=1) / weights.sum(dim=1, keepdim=True)
+
     @property
     def finished(self) -> bool:
         return False  # nothing is removed, so nothing is saved by stopping early
@@ -154,7 +160,7 @@ class MaskedState(TokenState):
         if backbone.reads_tokens:
             logits = backbone.read_tokens(self.hidden)
             return logits.masked_fill(~self.real.unsqueeze(-1), torch.finfo(logits.dtype).min)
-        logits = backbone.classify(self.first_tokens())
+        logits = backbone.classify(self.read(backbone))
         if self._exit_logits is None:
             return logits
         return torch.where(self._active.unsqueeze(1), logits, self._exit_logits)

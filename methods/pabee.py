@@ -89,7 +89,7 @@ class Pabee(TokenReducer):
         """Leave with the exit's logits where it is the t-th in a row to agree with the one before."""
         if state.layer >= len(self.classifiers) or not (self.training or self.patience):
             return None
-        logits = self.classifiers[state.layer](self.backbone.pool(state.first_tokens()))
+        logits = self.classifiers[state.layer](self.backbone.pool(state.read(self.backbone)))
         macs = exit_macs(self.backbone.hidden_size, self.backbone.num_labels)
         overhead = torch.full(logits.shape[:1], macs, device=logits.device)
         if self.training:

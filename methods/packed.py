@@ -82,7 +82,7 @@ class PackedState(TokenState):
         return self._counts
 
     def rank(self, values: Tensor) -> Tensor:
-        return segment_rank(values, self._counts)
+        return segment_rank(values, self._counts, self._index)
 
     def sum(self, values: Tensor) -> Tensor:
         return segment_sum(values, self._index, len(self._lengths))
@@ -92,6 +92,10 @@ class PackedState(TokenState):
 
     def first_tokens(self) -> Tensor:
         return self.hidden.index_select(0, cumulative(self._counts)[:-1])
+
+    def mean(self, values: Tensor) -> Tensor:
+        weights = self.real.to(values.dtype)
+        return self.sum(values * weights.unsqueeze(-1)) / self.sum(weights).unsqueeze(-1)
 
     @property
     def finished(self) -> bool:
@@ -174,7 +178,7 @@ class PackedState(TokenState):
             return self._of_tokens(backbone)
         if self.finished and self._logits is not None:
             return self._logits
-        logits = backbone.classify(self.first_tokens())
+        logits = backbone.classify(self.read(backbone))
         if self._logits is None:
             return logits
         return self._logits.index_copy(0, self.sequences, logits.to(self._logits.dtype))
@@ -205,8 +209,14 @@ class PackedState(TokenState):
         for name in self._entered:
             self.__dict__.pop(name, None)
 
+    def _count(self, chosen: Tensor) -> Tensor:
+        """How many of the rows `chosen` (rows,) bool are in each sequence; (sequences,) long."""
+        if len(self._lengths) == 1:
+            return chosen.sum(dim=0, keepdim=True)
+        return segment_sum(chosen.long(), self._index, len(self._lengths))
+
     def _drop(self, keep: Tensor) -> None:
-        counts = segment_sum(keep.long(), self._index, len(self._lengths))
+        counts = self._count(keep)
         lengths = counts.tolist()
         total = sum(lengths)
         if total == len(keep):
@@ -227,7 +237,7 @@ class PackedState(TokenState):
     def _leap(self, run: Tensor) -> None:
         """Set aside the tokens that do not `run` this layer."""
         assert self._layer_input is not None  # leaps are decided before the layer
-        counts = segment_sum(run.long(), self._index, len(self._lengths))
+        counts = self._count(run)
         lengths = counts.tolist()
         index = torch.nonzero_static(run, size=sum(lengths)).squeeze(1)
         self._leaping = _Leaping(index, self._layer_input, self._entry, self._counts, self._lengths, self._index)

@@ -42,10 +42,15 @@ def segment_sum(values: Tensor, index: Tensor, count: int) -> Tensor:
     return values.new_zeros(count, *values.shape[1:]).index_add(0, index, values)
 
 
-def segment_rank(values: Tensor, lengths: Tensor) -> Tensor:
-    """Rank of each packed value inside its own sequence: 0 = largest, ties to the earlier row; (total_tokens,) long."""
-    index = sequence_index(lengths, len(values))
+def segment_rank(values: Tensor, lengths: Tensor, index: Tensor | None = None) -> Tensor:
+    """Rank of each packed value inside its own sequence: 0 = largest, ties to the earlier row; (total_tokens,) long.
+
+    `index`, what `sequence_index` gives, if it is known.
+    """
     order = values.argsort(descending=True, stable=True)
+    if len(lengths) == 1:
+        return torch.empty_like(order).index_copy_(0, order, torch.arange(len(values), device=values.device))
+    index = sequence_index(lengths, len(values)) if index is None else index
     order = order.index_select(0, index.index_select(0, order).argsort(stable=True))  # sequences again end to end
     places = torch.arange(len(values), device=values.device) - cumulative(lengths).index_select(0, index)
     return torch.empty_like(order).index_copy_(0, order, places)

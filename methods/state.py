@@ -205,6 +205,20 @@ class TokenState(ABC):
     def first_tokens(self) -> Tensor:
         """Hidden state of [CLS]; (sequences, hidden_size)."""
 
+    @abstractmethod
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the live tokens of each sequence, pads apart; (*tokens, size) -> (sequences, size)."""
+
+    def of_texts(self, backbone: Backbone) -> Tensor:
+        """Hidden state that stands for each text: of [CLS], or the mean of its live tokens where the head averages."""
+        return self.mean(self.hidden) if backbone.averages else self.first_tokens()
+
+    def read(self, backbone: Backbone) -> Tensor:
+        """What a head over whole texts reads, behind the final norm; (sequences, hidden_size)."""
+        if backbone.averages:
+            return self.mean(backbone.finish(self.hidden))
+        return backbone.finish(self.first_tokens())
+
     def places(self) -> Tensor:
         """Which real token of its text each token is, counted in the input; (*tokens) long. Pads count as the last."""
         return self.at(self.inputs.attention_mask.cumsum(dim=1))

@@ -22,11 +22,13 @@ class Lesson:
 
     Attributes:
         logits: (batch, num_labels), or (batch, seq_len, 2) for spans, the lowest value of the dtype on padding.
+        text: (batch, hidden_size), what its head read; None where that was every token.
         states: of (batch, seq_len, hidden_size), layers + 1 of them: the input of each layer, then the last output.
         scores: attention received in the layers asked for, by 0-based layer.
     """
 
     logits: Tensor
+    text: Tensor | None = None
     states: list[Tensor] = field(default_factory=list)
     scores: dict[int, AttentionScores] = field(default_factory=dict)
 
@@ -63,8 +65,10 @@ class Teacher:
         with nullcontext() if gradients else torch.no_grad():
             state = encode(self, inputs, "masked", options or StateOptions())
             logits = state.outputs(self.backbone)
+            text = None if self.backbone.reads_tokens else state.read(self.backbone)
         return Lesson(
             logits=logits if gradients else logits.detach(),
+            text=text,
             states=[*state.notes["states"], state.hidden],
             scores=dict(state.notes["scores"]),
         )

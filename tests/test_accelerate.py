@@ -19,7 +19,7 @@ from benchmarks.errors import UserError
 from benchmarks.own_rows import own_task
 from benchmarks.runs import load_runs
 from benchmarks.speed_search import NEAR, Point, choose, search
-from benchmarks.stopwatch import interleaved, ratio
+from benchmarks.timing import ratio_range
 from tests.cases import CASES
 from tests.small_world import BAD, GOOD, NEUTRAL, write_model, write_questions, write_sentences
 from tests.tiny import tiny_reducer
@@ -262,24 +262,11 @@ def test_other_methods_say_that_they_cannot():
         tiny_reducer("transkimmer").press(0.5)
 
 
-# --- stopwatch --------------------------------------------------------------------------------------------------------
+# --- times ------------------------------------------------------------------------------------------------------------
 
 
-def test_ways_are_timed_in_turn_and_a_slower_one_is_slower():
-    order = []
-    matrix = torch.ones(300, 300)
-
-    def slow(batch):
-        order.append("slow")
-        for _ in range(40):
-            matrix @ matrix
-
-    ways = {"slow": slow, "fast": lambda batch: order.append("fast")}
-    seconds = interleaved(ways, [{}, {}], rounds=3)
-    assert {name: len(of_way) for name, of_way in seconds.items()} == {"slow": 3, "fast": 3}
-    assert order[:8] == ["slow", "slow", "fast", "fast", "fast", "fast", "slow", "slow"]
-    faster = ratio(seconds["slow"], seconds["fast"])
-    assert 1 < faster["lowest"] <= faster["median"] <= faster["highest"]
+def test_a_speedup_has_the_range_of_its_rounds():
+    assert ratio_range([4.0, 9.0, 2.0], [2.0, 3.0, 2.0]) == {"median": 2.0, "lowest": 1.0, "highest": 3.0}
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

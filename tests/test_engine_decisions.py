@@ -163,7 +163,7 @@ def exiting(reducer, exit_at, keep=None):
     """Leave after layer `exit_at[b]` with logits that name the layer; optionally drop tokens in the same decision."""
 
     def answer(state):
-        logits = reducer.backbone.classify(state.first_tokens()) + state.layer
+        logits = reducer.backbone.classify(state.read(reducer.backbone)) + state.layer
         paid = torch.full_like(state.sequences, 10)
         keeps = None if keep is None else at(state, keep)
         leave = torch.tensor(exit_at)[state.sequences] == state.layer

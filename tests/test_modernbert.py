@@ -9,7 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import methods
 from methods.attention import packed_attention, padded_attention
-from tests.tiny import batch_for, logits_of, make_batch, tiny_model, tiny_reducer
+from methods.testing import PROMISES, VARIANTS
+from tests.cases import EVERY
+from tests.tiny import batch_for, logits_of, make_batch, subject, tiny_model, tiny_reducer
 from tests.told import Told, agree, at, run
 
 LONG = (30, 17, 26)  # the tiny model's local layers see four tokens to either side
@@ -126,13 +128,56 @@ def test_torch_counts_the_same_in_the_stock_model(head):
     assert counter.get_total_flops() == 2 * int(methods.create("dense", model).backbone.dense_macs(torch.tensor([30])))
 
 
-def test_a_head_on_the_mean_of_tokens_is_refused():
-    """The published checkpoints are configured so; the message says how to load them."""
-    model = tiny_model("modernbert", classifier_pooling="mean")
-    with pytest.raises(
-        ValueError, match=r"by the mean over tokens, not by .CLS.; load it with classifier_pooling='cls'"
-    ):
-        methods.create("dense", model)
+@pytest.mark.parametrize("mode", ["packed", "masked"])
+@pytest.mark.parametrize("head", ["classification", "regression"])
+def test_a_head_on_the_mean_reads_every_token_as_the_stock_model_does(mode, head):
+    """The published checkpoints are configured so; pads have no part."""
+    reducer = tiny_reducer("dense", "modernbert_mean", head)
+    batch = batch_for(reducer, LONG, padded_to=33)
+    with torch.no_grad():
+        stock = reducer.model(**batch).logits
+        first = tiny_model("modernbert", head)(**batch).logits
+    torch.testing.assert_close(run(reducer, batch, mode).logits, stock, rtol=1e-9, atol=1e-9)
+    assert (stock - first).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["packed", "masked"])
+def test_the_mean_is_over_the_tokens_that_are_left(build, mode):
+    reducer = build(Told, family="modernbert_mean")
+    ids, kept = make_batch((12,))["input_ids"], torch.tensor([0, 3, 4, 9])
+    reducer.plan["after_layer", 2] = lambda state: methods.Decision(keep=torch.isin(state.positions, kept))
+    model = reducer.model
+    with torch.no_grad():
+        states = model.model(input_ids=ids).last_hidden_state[0]
+        expected = model.classifier(model.head(states[kept].mean(dim=0)))
+    torch.testing.assert_close(run(reducer, {"input_ids": ids}, mode).logits[0], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_mean_tells_gates_which_way_to_go(build):
+    """The slope of a gate is that of a mean with weights: more of a token, less of the others."""
+    reducer = build(Told, family="modernbert_mean").train()
+    ids = make_batch((6,))["input_ids"]
+    keep = torch.tensor([[True, True, False, True, False, True]])
+    gate = keep.double().requires_grad_()
+    seen = []
+    reducer.plan["after_layer", 2] = lambda state: (
+        seen.append(state.hidden.detach()) or methods.Decision(keep=keep, gate=gate)
+    )
+    reducer(input_ids=ids).logits.sum().backward()
+    weights, model = keep.double().requires_grad_(), reducer.model
+    states = model.model.final_norm(seen[0])
+    mean = (states * weights.unsqueeze(-1)).sum(dim=1) / weights.sum()
+    model.classifier(model.drop(model.head(mean))).sum().backward()
+    torch.testing.assert_close(gate.grad[:, 1:], weights.grad[:, 1:])
+    assert gate.grad[0, 2].abs() > 1e-6
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("family", VARIANTS)
+def test_every_promise_is_kept_with_a_head_on_the_mean(name, family):
+    """Packed = masked, neutral = dense, cost = what is executed, and the rest of the contract."""
+    for promise in PROMISES.values():
+        promise(subject(name, family))
 
 
 def test_a_summary_token_without_a_position_is_refused():

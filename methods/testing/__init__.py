@@ -11,7 +11,7 @@ from typing import Any
 
 from methods.base import TokenReducer, create
 from methods.registry import lookup
-from methods.testing.models import FAMILIES, HEADS, tiny_model
+from methods.testing.models import FAMILIES, HEADS, VARIANTS, tiny_model
 from methods.testing.promises import PROMISES, BrokenPromise, Case, Subject
 
 
@@ -48,7 +48,8 @@ def check_reducer(
         undecided: puts trained parts, which may at first keep everything, into a state in which decisions differ from
             token to token.
         unnested: tokens may come back at a later layer.
-        families, heads: which to check. case: more of `methods.testing.Case`, for unusual methods.
+        families, heads: which to check, of `FAMILIES` and `VARIANTS`, and of `HEADS`.
+        case: more of `methods.testing.Case`, for unusual methods.
     Raises:
         BrokenPromise: an AssertionError whose message begins with the promise and ends with backbone and head.
         KeyError: the method is not registered.
@@ -80,4 +81,14 @@ def _check_refusal(name: str, case: Case, head: str, reason: str) -> None:
     raise BrokenPromise("what is unsupported is refused with the reason", f"{name} on a {head} head was not")
 
 
-__all__ = ["PROMISES", "BrokenPromise", "Case", "Report", "Subject", "check_reducer"]
+__all__ = [
+    "FAMILIES",
+    "HEADS",
+    "PROMISES",
+    "VARIANTS",
+    "BrokenPromise",
+    "Case",
+    "Report",
+    "Subject",
+    "check_reducer",
+]

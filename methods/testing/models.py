@@ -21,11 +21,20 @@ FAMILIES = {  # model type -> how its class names begin
     "electra": "Electra",
     "modernbert": "ModernBert",
 }
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # more backbones of the families: model type, configuration
+    "modernbert_mean": ("modernbert", {"classifier_pooling": "mean"}),
+}
 HEADS = tuple(ARCHITECTURES)
 
 
 def tiny_config(family: str, head: str = "classification", **changes: object) -> transformers.PreTrainedConfig:
-    """Three layers, 32 wide, 4 heads; weights large enough for attention to differ from token to token."""
+    """Three layers, 32 wide, 4 heads; weights large enough for attention to differ from token to token.
+
+    Args:
+        family: of `FAMILIES`, or one of `VARIANTS`.
+    """
+    family, own = VARIANTS.get(family, (family, {}))
+    changes = own | changes
     sizes: dict[str, object] = {
         "vocab_size": VOCABULARY,
         "max_position_embeddings": 40,
@@ -48,7 +57,7 @@ def tiny_model(family: str, head: str = "classification", seed: int = 0, **chang
     """A stock model in eval mode, float64 so that comparisons are tight."""
     torch.manual_seed(seed)
     config = tiny_config(family, head, **changes)
-    return getattr(transformers, f"{FAMILIES[family]}{ARCHITECTURES[head]}")(config).double().eval()
+    return getattr(transformers, f"{FAMILIES[config.model_type]}{ARCHITECTURES[head]}")(config).double().eval()
 
 
 def make_batch(
@@ -95,6 +104,7 @@ __all__ = [
     "HEADS",
     "LENGTHS",
     "TOKEN_HEADS",
+    "VARIANTS",
     "VOCABULARY",
     "labels_for",
     "logits_of",

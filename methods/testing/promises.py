@@ -63,7 +63,7 @@ class Subject:
     def options(self, *, neutral: bool = False) -> dict[str, Any]:
         """The case's reducing or neutral options, as the backbone needs them."""
         chosen = self.case.neutral if neutral else self.case.options
-        return chosen | (self.case.rotary if self.family == "modernbert" else {})
+        return chosen | (self.case.rotary if self.family.startswith("modernbert") else {})
 
     def reducer(self, *, neutral: bool = False, model: Any = None) -> TokenReducer:
         """The method on a tiny model, with its case's reducing or neutral options, in eval mode, float64."""
