@@ -109,7 +109,9 @@ case $target in
   bench) exec "$python" -m benchmarks.regression "$@" ;;
   glue | long | latency | audit | pareto | figures | report) exec "$python" -m "benchmarks.$target" "$@" ;;
   test)
-    if "$python" -c 'import xdist' 2>/dev/null; then set -- --numprocesses auto --maxprocesses 8 --dist loadfile "$@"; fi
+    if "$python" -c 'import xdist' 2>/dev/null; then
+      export PYTEST_ADDOPTS=${PYTEST_ADDOPTS:-'--numprocesses auto --maxprocesses 8 --dist loadfile'}
+    fi
     exec "$python" -m pytest "$@"
     ;;
 esac
