@@ -75,6 +75,19 @@ def test_quiet_leaves_the_result(world, capsys):
     assert "tables: " in captured.out and "records: " in captured.out and captured.err == ""
 
 
+@pytest.mark.parametrize("command", ["strategy", "pareto"])
+def test_quiet_leaves_where_the_outputs_are(records, monkeypatch, capsys, command):
+    main, arguments, _ = SUMMARIES[command]
+    monkeypatch.chdir(records)
+    assert run_command(main, [*arguments, "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert [line.partition(": ")[0] for line in captured.out.splitlines()] == [
+        "tables",
+        "figures (also as PNG and PDF)",
+    ]
+    assert captured.err == ""
+
+
 def test_a_plan_is_json_too(world, capsys):
     status, summary = said(capsys, glue.main, *LOCAL[:-1], "dense", "ltp", "--json", "--dry-run")
     assert status == 0 and [run["run"].partition(":")[0] for run in summary["runs"]] == ["mood", "mood"]
@@ -141,7 +154,7 @@ SUMMARIES = {
         in_table("points", "score", "pareto-mrpc.csv"),
     ),
     "figures": (figures.main, [*ON, "--tasks", "mrpc", "--methods", "dense", "ltp"], of_both),
-    "report": (report.main, ON, lambda said: Path(said["report"]).stat().st_size == said["bytes"]),
+    "report": (report.main, [*ON, "--own-only"], lambda said: Path(said["report"]).stat().st_size == said["bytes"]),
     "findings": (findings.main, ON, in_page),
     "case_study": (
         case_study.main,
@@ -199,7 +212,11 @@ def completed(script, *words):
 
 def test_modules_flags_and_values_are_completed(script):
     assert completed(script, "python", "-m", "benchmarks.acc") == ["benchmarks.accelerate"]
-    assert completed(script, "python", "-m", "benchmarks.accelerate", "--ta") == ["--task-data", "--target-speedup"]
+    assert completed(script, "python", "-m", "benchmarks.accelerate", "--ta") == [
+        "--task-data",
+        "--target-speedup",
+        "--tags",
+    ]
     assert completed(script, "python", "-m", "benchmarks.glue", "--methods", "trans") == ["transkimmer"]
     assert completed(script, "python", "-m", "benchmarks.glue", "--profile", "") == ["embedded", "local", "paper"]
     assert completed(script, "./reproduce.sh", "l") == ["long"]
