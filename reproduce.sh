@@ -17,7 +17,7 @@ Usage: ./reproduce.sh TARGET [ARGUMENTS...]
   figures  Figures 3 and 4 drawn from the records that there are, in seconds (python -m benchmarks.figures)
   report   one HTML page of all results: tables, figures, case study, audit, every number with its record
            (python -m benchmarks.report)
-  test     the test-suite (python -m pytest)
+  test     the test-suite, a process per core (python -m pytest)
   help     this text
 
 Every target makes .venv first if it is missing, incomplete or older than pyproject.toml and constraints.txt.
@@ -108,5 +108,10 @@ case $target in
   setup) say "ready; next: ./reproduce.sh glue" ;;
   bench) exec "$python" -m benchmarks.regression "$@" ;;
   glue | long | latency | audit | pareto | figures | report) exec "$python" -m "benchmarks.$target" "$@" ;;
-  test) exec "$python" -m pytest "$@" ;;
+  test)
+    if "$python" -c 'import xdist' 2>/dev/null; then
+      export PYTEST_ADDOPTS=${PYTEST_ADDOPTS:-'--numprocesses auto --maxprocesses 8 --dist loadfile'}
+    fi
+    exec "$python" -m pytest "$@"
+    ;;
 esac

@@ -74,14 +74,19 @@ def into_reducer(snapshot: Snapshot, reducer: TokenReducer) -> None:
         UnusableCheckpoint: its weights or options are not this reducer's.
     """
     try:
-        checked = build_options(reducer.options_class, reducer.method_name, snapshot.state["options"])
-        reducer.set_options(**vars(checked))
+        restore_options(snapshot, reducer)
         reducer.load_state_dict(snapshot.part("weights"))
         torch.set_rng_state(snapshot.tensors["random/cpu"])
         if "random/cuda" in snapshot.tensors and reducer.model.device.type == "cuda":
             torch.cuda.set_rng_state(snapshot.tensors["random/cuda"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UnusableCheckpoint(f"it does not fit the method ({str(error).splitlines()[0]})") from error
+
+
+def restore_options(snapshot: Snapshot, reducer: TokenReducer) -> None:
+    """Only what the method had chosen; raises KeyError, TypeError or ValueError where it is not this method's."""
+    checked = build_options(reducer.options_class, reducer.method_name, snapshot.state["options"])
+    reducer.set_options(**vars(checked))
 
 
 @dataclass

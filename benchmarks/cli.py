@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from benchmarks.errors import Parser, UserError
 from benchmarks.place_flags import add_place_flags, chosen_place, device_elsewhere
 from benchmarks.runs import RESULTS, RunStore
+from benchmarks.team import current, joined
 
 if TYPE_CHECKING:
     from benchmarks.data import DataSource
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from benchmarks.places import Place
     from benchmarks.suite import Suite
     from benchmarks.tasks import Task
+    from benchmarks.team import Team
 
 PROFILES = ("embedded", "local", "paper")
 PADDINGS = ("none", "batch", "sequence")
@@ -156,7 +158,9 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
         setting=Setting(
             recipe=arguments.recipe or ("paper" if profile == "paper" else "short"),
             source=_source(profile, arguments.data_dir),
-            compute=Compute(device=device, dtype=arguments.dtype or default_dtype(profile, device)),
+            compute=Compute(
+                device=device, dtype=arguments.dtype or default_dtype(profile, device), processes=current().size
+            ),
             max_train_samples=arguments.max_train_samples,
             max_eval_samples=arguments.max_eval_samples,
         ),
@@ -251,12 +255,19 @@ def default_dtype(profile: str, device: str) -> str:
     return "bfloat16" if BFLOAT16_FEATURE in environment()["cpu"]["features"] else "float32"
 
 
+def _help(team: Team) -> int:
+    from benchmarks.running import help_train
+
+    return help_train(team)
+
+
 def run_command(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
     """Call a command's main and turn what went wrong into one sentence and an exit status (1 failed, 2 bad usage)."""
     debug = "--debug" in (sys.argv if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        return command(argv)
+        with joined() as team:
+            return command(argv) if team.leads else _help(team)
     except UserError as error:
         if debug:
             raise

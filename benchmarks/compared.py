@@ -98,7 +98,8 @@ def measured(results: Path) -> list[Measured]:
 
 
 def _tables(results: Path) -> list[Path]:
-    return sorted(path for suite in ("glue", "long") for path in (results / "tables").glob(f"{suite}-*.csv"))
+    found = (path for suite in ("glue", "long") for path in (results / "tables").glob(f"{suite}-*.csv"))
+    return sorted(found, key=lambda path: (path.stem.endswith("-embedded"), path))  # the small world comes last
 
 
 def _read(path: Path) -> list[dict[str, str]]:

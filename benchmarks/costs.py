@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.formulas import BERT_BASE, DISTILBERT, encoder_macs
+import transformers
+
+from benchmarks.formulas import BERT_BASE, DISTILBERT, Sizes, encoder_macs
 from benchmarks.progress import duration
 from benchmarks.tasks import OFFICIAL_ROWS, Task
 
 if TYPE_CHECKING:
     from benchmarks.cli import Session
     from benchmarks.experiments import Experiment
+    from benchmarks.models import ModelRef
 
 SIZES = {"distilbert": DISTILBERT}  # of the paper profile's encoders, where they are not BERT-base's
 ASSUMED_TFLOPS = 50.0  # sustained by one present-day GPU in mixed precision on short texts; an assumption, said as such
@@ -33,9 +36,29 @@ class Expected:
     needs: frozenset[int] = frozenset()
 
 
-def row_counts(task: Task) -> tuple[int, int]:
-    """Training and evaluation rows of a task; (0, 0) where only reading the data would tell."""
-    return OFFICIAL_ROWS.get(task.name, (0, 0))
+def row_counts(experiment: Experiment) -> tuple[int, int]:
+    """Training and evaluation rows of a run; 0 where only reading the data would tell."""
+    limits = experiment.setting.max_train_samples or 0, experiment.setting.max_eval_samples or 0
+    official = OFFICIAL_ROWS.get(experiment.task.name)
+    if official is None:
+        return limits
+    return min(official[0], limits[0] or official[0]), min(official[1], limits[1] or official[1])
+
+
+def sizes_of(model: ModelRef) -> Sizes:
+    """An encoder's: of a folder from its configuration, else of the paper profile's encoders by family."""
+    if not model.is_folder:
+        return SIZES.get(model.family, BERT_BASE)
+    config = transformers.AutoConfig.from_pretrained(model.source)
+    width = config.hidden_size
+    return Sizes(
+        layers=config.num_hidden_layers,
+        width=width,
+        inner=getattr(config, "intermediate_size", None) or config.hidden_dim,
+        heads=config.num_attention_heads,
+        embedding=getattr(config, "embedding_size", width),
+        vocabulary=config.vocab_size,
+    )
 
 
 def mean_tokens(task: Task) -> float:
@@ -44,14 +67,13 @@ def mean_tokens(task: Task) -> float:
 
 
 def estimate(experiment: Experiment) -> float:
-    """FLOPs of training and evaluating, a backward pass counted as two forward ones."""
+    """FLOPs of training and evaluating, a backward pass counted as two forward ones; 0 where its rows are unknown."""
     from benchmarks.experiments import work
 
-    task, setting = experiment.task, experiment.setting
-    train, evaluation = row_counts(task)
-    train = min(train, setting.max_train_samples or train)
-    evaluation = min(evaluation, setting.max_eval_samples or evaluation)
-    macs = encoder_macs(mean_tokens(task), SIZES.get(experiment.model.family, BERT_BASE))
+    train, evaluation = row_counts(experiment)
+    if not train:
+        return 0.0
+    macs = encoder_macs(mean_tokens(experiment.task), sizes_of(experiment.model))
     return 2 * macs * work(experiment, train, evaluation)
 
 
@@ -108,5 +130,7 @@ def makespan(runs: Sequence[Expected], workers: int, seconds: Callable[[Expected
 
 def estimate_text(flops: float) -> str:
     """For people: PFLOPs and GPU time under the stated assumption."""
+    if not flops:
+        return "known once the rows are read; --max-train-samples limits them"
     seconds = flops / (ASSUMED_TFLOPS * 1e12)
     return f"about {flops / 1e15:.2g} PFLOPs, {duration(seconds)} of a GPU at {ASSUMED_TFLOPS:.0f} TFLOP/s"

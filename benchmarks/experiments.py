@@ -94,6 +94,7 @@ class Experiment:
                 "eval_batch_size": BATCH_SIZE,
                 "held_out": self.held_out,
                 **_reading(self.task),
+                **_sharing(self.setting.compute),
             },
         )
 
@@ -139,6 +140,11 @@ def _reading(task: Task) -> dict[str, int]:
     if task.kind != "span_qa":
         return {}
     return {"stride": task.stride, "max_question": MAX_QUESTION, "n_best": N_BEST, "max_answer": MAX_ANSWER}
+
+
+def _sharing(compute: Compute) -> dict[str, int]:
+    """How many processes train together, where they are several: each draws its own dropout."""
+    return {"processes": compute.processes} if compute.processes > 1 else {}
 
 
 def supports(method: str, task: Task) -> str | None:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import glue, long
 from benchmarks.cli import OWN_RESULTS, Session, open_session, parser, run_command
 from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import UserError
@@ -38,14 +39,9 @@ SUITE = Suite(
     table="3",
     tasks={"embedded": ("synthetic_squad_v2",), "local": ("squad_v2", "mrpc"), "paper": ("squad_v2", "mrpc")},
     encoders={"BERT-base": None},
-    embedded_rows=(2_000, 500),
     # As in `glue` and `long`, whose runs are then reused.
-    rows_of={
-        "vader_sentiment": (600, 400),
-        "vader_valence": (300, 400),
-        "synthetic_pair": (1_200, 400),
-        "orange_20news": (1_000, 500),
-    },
+    embedded_rows=long.SUITE.embedded_rows,
+    rows_of={"vader_sentiment": glue.SUITE.embedded_rows, **glue.SUITE.rows_of, **long.SUITE.rows_of},
 )
 # What the embedded profile has in the place of a data set.
 STAND_INS = {

@@ -48,8 +48,9 @@ def time_rows(comparison: Comparison, results: Path, paddings: Sequence[str]) ->
                 for subject in record["metrics"]["subjects"]
                 if (run := _trained_run(subject["key"])) in trained
             ]
-            dense = [common | _row(point, DENSE, "") for point in points if point.method == "dense" and found]
-            panels.setdefault(panel, dense).extend(found)
+            if found:
+                dense = [common | _row(point, DENSE, "") for point in points if point.method == "dense"]
+                panels.setdefault(panel, dense).extend(found)
     for rows in panels.values():
         flag_front(rows, "on_front")
     return [row for rows in panels.values() for row in rows]

@@ -8,6 +8,7 @@ import re
 from benchmarks.errors import UserError
 from benchmarks.places import Local, Place, available_cores
 from benchmarks.ray_place import RayCluster
+from benchmarks.team import current
 
 EXECUTORS = ("local", "ray")
 _ADDRESS = re.compile(r"auto|local|[A-Za-z0-9][A-Za-z0-9.-]*:\d{1,5}|\[[0-9A-Fa-f:]+\]:\d{1,5}")
@@ -37,6 +38,8 @@ def chosen_place(arguments: argparse.Namespace, device: str) -> Place:
     """
     if arguments.jobs is not None and arguments.jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {arguments.jobs}")
+    if current().size > 1:
+        return _shared(arguments)
     if arguments.executor == "local":
         for name in _RAY_ONLY:
             if getattr(arguments, name) is not None:
@@ -57,6 +60,14 @@ def chosen_place(arguments: argparse.Namespace, device: str) -> Place:
     if device == "cuda" and gpus == 0:
         raise UserError("--gpus-per-run 0 with --device cuda: runs on a GPU need one, or a part of one such as 0.5")
     return RayCluster(address=address, cpus=cpus, gpus=gpus, jobs=arguments.jobs)
+
+
+def _shared(arguments: argparse.Namespace) -> Place:
+    """One run at a time, which the processes of a launcher train together."""
+    if arguments.executor == "ray" or (arguments.jobs or 1) > 1:
+        flag = "--executor ray" if arguments.executor == "ray" else f"--jobs {arguments.jobs}"
+        raise UserError(f"{flag} with {current().size} processes of a launcher, which share each run; leave it out")
+    return Local(1)
 
 
 def device_elsewhere(arguments: argparse.Namespace) -> str | None:

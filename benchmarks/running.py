@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from benchmarks.files import set_aside, writing
 from benchmarks.models import load_model
 from benchmarks.runs import Record, RunStore
 from benchmarks.squad_scores import tuned_threshold
-from benchmarks.train import train_stage
+from benchmarks.team import PeerFailed, Team, current
+from benchmarks.train import follow, train_stage
 from methods import Stage, TokenReducer, Trial
 from methods.recipes import FINE_TUNE
 
@@ -115,6 +117,8 @@ def _train_and_score(experiment: Experiment, store: RunStore, report: Report, pa
             on_update=_in_units(report, stage_work(experiment, stage).passes),
             trial=trial if held_out else None,
             partial=partial,
+            team=current() if setting.compute.processes > 1 else None,
+            order=(experiment, number),
         )
         history.append(outcome)
         partial.finish_stage(number, reducer, history)
@@ -126,6 +130,32 @@ def _train_and_score(experiment: Experiment, store: RunStore, report: Report, pa
         "train_seconds": round(sum(stage["seconds"] for stage in history), 3),
         "options_after_training": dict(reducer.config.options),
     }
+
+
+def help_train(team: Team) -> int:
+    """What a helper does: follow the leader's stages until it dismisses the team; returns the exit status."""
+    for (experiment, number), snapshot in team.orders():
+        stage, reducer = experiment.stages[number], _fresh(experiment)
+        if taught := snapshot.part("teacher"):
+            model = load_model(experiment.model, experiment.task)
+            model.load_state_dict(taught)
+            reducer.set_teacher(model.to(reducer.model.device))
+        try:
+            follow(
+                reducer,
+                stage,
+                training_features(experiment)[0],
+                padding_id(experiment.model),
+                seed=experiment.seed,
+                compute=experiment.setting.compute,
+                team=team,
+                snapshot=snapshot,
+            )
+        except PeerFailed:
+            continue  # its own process has said why
+        except Exception as error:
+            print(f"process {team.rank}: {experiment.label}: {type(error).__name__}: {error}", file=sys.stderr)
+    return 0
 
 
 def _note(experiment: Experiment, metrics: dict[str, Any], reducer: TokenReducer) -> None:

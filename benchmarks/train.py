@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.checkpoints import EPOCH, SEARCH, Partial, Snapshot, into_reducer, of_reducer
+from benchmarks.checkpoints import EPOCH, SEARCH, Partial, Snapshot, into_reducer, of_reducer, restore_options
 from benchmarks.data import Feature, batches, collate
 from benchmarks.plain import content_hash
+from benchmarks.team import Team
 from methods import Stage, TokenReducer, Trial
 from methods.recipes import ParameterGroup, assign_parameters, peak_rate, rate_factor
 
@@ -27,11 +29,12 @@ class Compute:
 
     Attributes:
         device: "cpu" or "cuda". dtype: "float32" or "bfloat16" (autocast: matrix products in bfloat16, the rest in
-            float32).
+            float32). processes: that share each training; see `benchmarks.team`.
     """
 
     device: str = "cpu"
     dtype: str = "float32"
+    processes: int = 1
 
     def autocast(self) -> torch.autocast:
         """Context manager to run the model in."""
@@ -74,6 +77,8 @@ def train_stage(
     on_update: Callable[[int], None] = lambda rows: None,
     trial: Callable[[TokenReducer], Trial] | None = None,
     partial: Partial | None = None,
+    team: Team | None = None,
+    order: Any = None,
 ) -> dict[str, Any]:
     """Train one stage in place.
 
@@ -82,6 +87,8 @@ def train_stage(
         on_update: told the rows of each update, for progress.
         trial: scores a reducer on held-out training rows; needed where the stage selects the best epoch or searches.
         partial: where checkpoints are kept, after epochs and between trials of a search, and gone on from.
+        team: of which this process is the leader. order: by which its helpers know what to `follow`; they get it
+            together with a snapshot.
     Returns:
         Plain data for the record: updates, seconds, mean loss terms of the last tenth, means of what the method
         observed, what a search found.
@@ -96,23 +103,17 @@ def train_stage(
     started, position = time.perf_counter(), Position()
     if updates:
         best = _Best(reducer, trial if stage.select == "best" else None)
-        training = _Training(reducer, stage, updates, compute, best, partial or Partial(None))
-        position = training.resume()
+        training = _Training(reducer, stage, updates, compute, best, team or Team())
+        position = training.resume(partial)
         if position.done:
             on_update(min(position.done * stage.batch_size, position.epoch * len(features)))
             started -= position.seconds
-        while position.done < updates:
-            order = batches(
-                features,
-                stage.batch_size,
-                shuffle_seed=seed,
-                epoch=position.epoch,
-                by_length=stage.group_by_length,
-            )
-            training.epoch((collate(chunk, pad_id) for chunk in order), position, on_update)
-            best.consider()
-            position.seconds = time.perf_counter() - started
-            training.keep(position)
+        with training.together(order, position):
+            while position.done < updates:
+                training.epoch(features, pad_id, seed, position, on_update)
+                best.consider()
+                position.seconds = time.perf_counter() - started
+                training.keep(position, partial)
         best.restore()
     reducer.end_stage(stage)
     reducer.requires_grad_(True)
@@ -130,31 +131,81 @@ def train_stage(
     return outcome | ({} if found is None else {"search": found})
 
 
+def follow(
+    reducer: TokenReducer,
+    stage: Stage,
+    features: Sequence[Feature],
+    pad_id: int,
+    *,
+    seed: int,
+    compute: Compute,
+    team: Team,
+    snapshot: Snapshot,
+) -> None:
+    """Do a helper's part of the leader's `train_stage`: its share of every batch, the same updates.
+
+    Args:
+        reducer: as made for the run, its teacher set; it gets the leader's weights and options. snapshot: from the
+            leader; the others as in `train_stage`.
+    Raises:
+        PeerFailed: the leader, or another helper, met an error.
+    """
+    with team.engaged():
+        updates = updates_of(stage, len(features))
+        restore_options(snapshot, reducer)
+        reducer.begin_stage(stage, updates)
+        training = _Training(reducer, stage, updates, compute, _Best(reducer, None), team)
+        position = training.restore(snapshot)
+        while position.done < updates:
+            torch.manual_seed(seed + team.rank * 1_000_003 + position.epoch)  # dropout and draws of its own
+            training.epoch(features, pad_id, seed, position, lambda rows: None)
+
+
 class _Training:
     """The updates of one stage, and its state between two epochs."""
 
     def __init__(
-        self, reducer: TokenReducer, stage: Stage, updates: int, compute: Compute, best: _Best, partial: Partial
+        self, reducer: TokenReducer, stage: Stage, updates: int, compute: Compute, best: _Best, team: Team
     ) -> None:
         self._reducer, self._stage, self._updates, self._compute = reducer, stage, updates, compute
-        self._best, self._partial = best, partial
+        self._best, self._team = best, team
         self._groups = assign_parameters(reducer, stage.groups)
+        self._parameters = [parameter for _, members in self._groups for parameter in members]
         self._peaks = [peak_rate(stage, updates, group) for group in stage.groups]
         self._optimizer = _optimizer(self._groups, stage)
         reducer.train()
 
-    def epoch(self, order: Iterable[Batch], position: Position, on_update: Callable[[int], None]) -> None:
-        """Train on batches until they or the stage's updates end."""
-        for batch in order:
+    def together(self, order: Any, position: Position) -> AbstractContextManager[None]:
+        """The block in which the helpers of the team take part; they get the teacher, too."""
+        if self._team.size == 1:
+            return nullcontext()
+        snapshot = self._snapshot(position)
+        if self._stage.teacher is not None:
+            weights = self._reducer.teacher.model.state_dict()
+            snapshot.tensors |= {f"teacher/{name}": weight for name, weight in weights.items()}
+        on_cpu = {name: tensor.detach().cpu() for name, tensor in snapshot.tensors.items()}
+        return self._team.engaged((order, Snapshot(on_cpu, snapshot.state)))
+
+    def epoch(
+        self,
+        features: Sequence[Feature],
+        pad_id: int,
+        seed: int,
+        position: Position,
+        on_update: Callable[[int], None],
+    ) -> None:
+        """Train until the rows or the stage's updates end."""
+        size, by_length = self._stage.batch_size, self._stage.group_by_length
+        for rows in batches(features, size, shuffle_seed=seed, epoch=position.epoch, by_length=by_length):
             self._set_rates(position.done)
             self._reducer.progress = position.done / self._updates
-            placed = self._compute.place(batch)
-            terms = _update(self._reducer, self._optimizer, self._groups, self._stage, placed, self._compute)
+            terms = self._update(rows, pad_id)
             position.done += 1
-            on_update(len(batch["input_ids"]))
+            on_update(len(rows))
             if position.done > self._updates * 0.9:
                 position.tail.append(terms)
             if position.done == self._updates:
+                self._team.finish()
                 break
         position.epoch += 1
 
@@ -162,10 +213,22 @@ class _Training:
         for group, peak, settings in zip(self._stage.groups, self._peaks, self._optimizer.param_groups, strict=True):
             settings["lr"] = peak * rate_factor(self._stage, update, self._updates, group)
 
-    def keep(self, position: Position) -> None:
-        """Write a checkpoint, if enough was done since the last one."""
-        if not self._partial.is_due():
-            return
+    def _update(self, rows: Sequence[Feature], pad_id: int) -> dict[str, float]:
+        """One optimizer update; returns the loss terms of this process's rows."""
+        own = self._team.share(rows)
+        terms: dict[str, float] = {}
+        with self._team.averaging(self._parameters, len(own) / len(rows)):
+            if own:
+                terms = _gradients(self._reducer, self._stage, collate(own, pad_id), self._compute)
+        if self._stage.max_grad_norm is not None:
+            clipped = [parameter for group, members in self._groups if group.clipped for parameter in members]
+            nn.utils.clip_grad_norm_(clipped, self._stage.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._reducer.after_update()
+        return terms
+
+    def _snapshot(self, position: Position) -> Snapshot:
         snapshot = of_reducer(self._reducer)
         for number, values in self._optimizer.state_dict()["state"].items():
             snapshot.tensors |= {f"optimizer/{number}/{name}": value for name, value in values.items()}
@@ -176,13 +239,20 @@ class _Training:
             "observed": self._reducer.observed,
             "best": self._best.value,
         }
-        self._partial.save(EPOCH, snapshot)
+        return snapshot
 
-    def resume(self) -> Position:
+    def keep(self, position: Position, partial: Partial | None) -> None:
+        """Write a checkpoint, if enough was done since the last one."""
+        if partial is not None and partial.is_due():
+            partial.save(EPOCH, self._snapshot(position))
+
+    def resume(self, partial: Partial | None) -> Position:
         """Go on from a checkpoint of this stage, or start."""
-        snapshot = self._partial.load(EPOCH)
-        if snapshot is None or snapshot.state["stage"] != self._stage.name:
-            return Position()
+        snapshot = None if partial is None else partial.load(EPOCH)
+        return self.restore(snapshot) if snapshot and snapshot.state["stage"] == self._stage.name else Position()
+
+    def restore(self, snapshot: Snapshot) -> Position:
+        """Go on from where the snapshot was made."""
         into_reducer(snapshot, self._reducer)
         states: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in snapshot.part("optimizer").items():
@@ -196,27 +266,16 @@ class _Training:
         return Position(**snapshot.state["position"])
 
 
-def _update(
-    reducer: TokenReducer,
-    optimizer: torch.optim.Optimizer,
-    groups: list[tuple[ParameterGroup, list[nn.Parameter]]],
-    stage: Stage,
-    batch: Batch,
-    compute: Compute,
-) -> dict[str, float]:
+def _gradients(reducer: TokenReducer, stage: Stage, batch: Batch, compute: Compute) -> dict[str, float]:
+    """Backward over a batch; returns its loss terms."""
     with compute.autocast():
-        output = reducer(**batch)
+        output = reducer(**compute.place(batch))
+    terms = {name: float(term.detach()) for name, term in output.losses.items()}
     if not bool(output.loss.isfinite()):
-        values = ", ".join(f"{name} {float(term.detach()):g}" for name, term in output.losses.items())
+        values = ", ".join(f"{name} {value:g}" for name, value in terms.items())
         raise ArithmeticError(f"the loss is not finite in stage {stage.name} ({values}); lower the learning rate")
     output.loss.backward()
-    if stage.max_grad_norm is not None:
-        clipped = [parameter for group, members in groups if group.clipped for parameter in members]
-        nn.utils.clip_grad_norm_(clipped, stage.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    reducer.after_update()
-    return {name: float(term.detach()) for name, term in output.losses.items()}
+    return terms
 
 
 def _optimizer(groups: list[tuple[ParameterGroup, list[nn.Parameter]]], stage: Stage) -> torch.optim.AdamW:

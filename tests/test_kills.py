@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -11,9 +12,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import filelock
 import pandas as pd
 import pytest
 
@@ -22,7 +24,7 @@ from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.glue import main
 from benchmarks.places import _end_with_parent
-from benchmarks.runs import read_record
+from benchmarks.runs import RunStore, read_record
 from tests.small_world import write_model, write_sentences
 
 KILLS = 20
@@ -106,6 +108,19 @@ def results(root: Path) -> dict[str, dict]:
 def table(root: Path) -> pd.DataFrame:
     frame = pd.read_csv(next(root.rglob("glue-local.csv")), keep_default_na=False)
     return frame.drop(columns=[name for name in frame.columns if "second" in name])
+
+
+@contextlib.contextmanager
+def held(undisturbed: Path, root: Path) -> Iterator[None]:
+    """Hold the locks of the sweep's runs, but for dense ones, as another command does that computes them."""
+    folder = RunStore.open(root).root / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as locks:
+        for record in map(json.loads, records(undisturbed).values()):
+            if record["config"]["method"] != "dense":
+                lock = filelock.FileLock(folder / f"{record['config_hash']}.lock", thread_local=False)
+                locks.enter_context(lock.acquire(timeout=10))
+        yield
 
 
 def same_as_undisturbed(root: Path, world) -> None:
@@ -216,8 +231,9 @@ def test_ctrl_c_keeps_finished_runs_and_says_so(world, sweep, tmp_path, monkeypa
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_no_worker_outlives_its_command(world, sweep, tmp_path, how, status):
-    """Two processes: Ctrl-C reaches all of them, SIGKILL the first one alone."""
+    """Two processes: Ctrl-C reaches all of them, SIGKILL the first one alone. Each waits for a run made elsewhere."""
     arguments = [*sweep, "--jobs", "2"]
+    made_elsewhere = held(world[1], tmp_path)
     command = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.glue", *arguments],
         cwd=PROJECT_ROOT,
@@ -227,10 +243,11 @@ def test_no_worker_outlives_its_command(world, sweep, tmp_path, how, status):
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    while not records(tmp_path) and command.poll() is None:
-        time.sleep(0.05)
-    (os.killpg if how == signal.SIGINT else os.kill)(command.pid, how)
-    said = command.communicate(timeout=120)[1]  # ends when the last process has closed it
+    with made_elsewhere:
+        while not records(tmp_path) and command.poll() is None:
+            time.sleep(0.05)
+        (os.killpg if how == signal.SIGINT else os.kill)(command.pid, how)
+        said = command.communicate(timeout=120)[1]  # ends when the last process has closed it
     assert command.returncode == status and "Traceback" not in said
     before = records(tmp_path)
     assert before and run_command(main, sweep) == 0 and before.items() <= records(tmp_path).items()

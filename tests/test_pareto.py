@@ -246,6 +246,15 @@ def test_measured_times_stand_beside_where_there_are_any(tmp_path, capsys):
     assert "Batch of 32, dense unpadded" in (tmp_path / "figures" / "pareto-sst2-time.svg").read_text()
 
 
+def test_times_of_runs_that_are_gone_draw_nothing(tmp_path):
+    write_record(tmp_path, "dense", score=0.9, speedup=1.0, task="sst2")
+    write_record(tmp_path, "lat", score=0.88, speedup=2.0, task="sst2")
+    timed(tmp_path, "0123456789ab")
+    assert run_command(pareto.main, ["--from-records", "--results", str(tmp_path), "--quiet"]) == 0
+    assert (tmp_path / "tables" / "pareto-sst2.csv").exists()
+    assert not (tmp_path / "tables" / "pareto-sst2-time.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("items", "count", "kept"),
     [("abc", 5, "abc"), ("abcde", 3, "ace"), ("abcde", 2, "ae"), ("abcde", 1, "c"), ("abcde", 0, ""), ("", 3, "")],
