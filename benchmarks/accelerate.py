@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cli import DTYPE_RULE, OWN_RESULTS, chosen_device, default_dtype, run_command
-from benchmarks.console import add_json_flag, open_console, print_json, print_table
+from benchmarks.console import add_json_flag, answer, open_console, print_table
 from benchmarks.errors import Parser, UserError
 from benchmarks.progress import RunProgress
 from benchmarks.runs import RunStore
@@ -97,8 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join([*PROGRAM.split(), *(sys.argv[1:] if argv is None else argv)])
     summary = save(goal, outcome, output, command)
     _report(goal, outcome, output, store, console)
-    if arguments.json:
-        print_json(**summary, output=output)
+    answer(arguments, **summary, output=output)
     if not summary["reached"]:
         print(f"target not reached: {shortfall(goal, outcome)}; that model is saved in {output}", file=sys.stderr)
     return 0 if summary["reached"] else 1

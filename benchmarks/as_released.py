@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cli import Session, open_session, parser, run_command
-from benchmarks.console import add_json_flag, open_console, print_json, print_table, rows_of
+from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import UserError
 from benchmarks.suite import Suite, drop_missing_tasks
 from benchmarks.sweep import completed, planned, planned_jobs
@@ -220,8 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if session.dry_run:
         for experiment in experiments:
             console.print(f"{experiment.label}: trained where no run is there, then run both ways", highlight=False)
-        if arguments.json:
-            print_json(runs=[experiment.label for experiment in experiments])
+        answer(arguments, runs=[experiment.label for experiment in experiments])
         return 0
     session = drop_missing_tasks(session, console)
     store = session.store()
@@ -242,8 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = None if frame.empty else write(frame, store, session.profile, command)
     if path is not None:
         console.print(f"table: {path}", highlight=False, soft_wrap=True)
-    if arguments.json:
-        print_json(rows=rows_of(frame), failures=failures, table=path, command=command)
+    answer(arguments, rows=rows_of(frame), failures=failures, table=path, command=command)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0

@@ -28,7 +28,7 @@ from benchmarks import (
 )
 from benchmarks.audit_findings import VERDICTS, Finding, Value
 from benchmarks.cli import OWN_RESULTS, run_command
-from benchmarks.console import add_json_flag, open_console, print_json, print_table, rows_of
+from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import Parser, UserError
 from benchmarks.runs import RunStore
 
@@ -227,8 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_table(summary_table(found), "Summary", console)
     console.print(count_line(found), highlight=False)
     if arguments.list or arguments.findings:
-        if arguments.json:
-            print_json(findings=rows_of(summary_table(found)), figures=rows_of(long_table(found)))
+        answer(arguments, findings=rows_of(summary_table(found)), figures=rows_of(long_table(found)))
         return 0
     command = shlex.join(["python", "-m", "benchmarks.audit", *(sys.argv[1:] if argv is None else argv)])
     measured, notes = _measure(arguments, console)
@@ -237,8 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(f"tables: {', '.join(str(path) for path in paths)}", highlight=False, soft_wrap=True)
     if store.is_scratch:
         console.print("the work tree has changes, so these tables are scratch: commit, then run again")
-    if arguments.json:
-        print_json(findings=rows_of(summary_table(found)), figures=rows_of(long_table(found)), tables=paths)
+    answer(arguments, findings=rows_of(summary_table(found)), figures=rows_of(long_table(found)), tables=paths)
     return 0
 
 

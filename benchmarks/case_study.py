@@ -12,11 +12,12 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.cli import OWN_RESULTS, run_command
-from benchmarks.console import open_console
+from benchmarks.console import add_json_flag, answer, open_console
 from benchmarks.errors import Parser, UserError
 from benchmarks.trained import checkpoints
 
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     add("--examples", action="store_true", help="the examples in place of a text; writes tables/case_study.html, .json")
     add("--data-dir", type=Path, metavar="DIR", help="with --examples: take SST-2's and SQuAD v2's own rows from here")
     add("--results", type=Path, metavar="DIR", help="with --examples: the results folder; default: results/local")
+    add_json_flag(result)
     add("--debug", action="store_true", help="show where an error came from")
     return result
 
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.examples:
         return _examples(arguments, command)
     views = _views(arguments)
-    console = open_console()
+    console = open_console(quiet=arguments.json)
     from benchmarks.token_html import page
     from benchmarks.token_terminal import show
 
@@ -73,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = arguments.output or PAGE
     _write(output, page(views, heading=HEADING, command=command))
     console.print(f"page: {output}", highlight=False, soft_wrap=True)
+    answer(arguments, views=list(map(asdict, views)), page=output, command=command)
     return 0
 
 
@@ -117,7 +120,7 @@ def _examples(arguments: argparse.Namespace, command: str) -> int:
     from benchmarks.token_html import examples_page
     from benchmarks.token_terminal import show
 
-    store, console = RunStore.open(arguments.results or OWN_RESULTS), open_console()
+    store, console = RunStore.open(arguments.results or OWN_RESULTS), open_console(quiet=arguments.json)
     if arguments.data_dir is not None and not arguments.data_dir.is_dir():
         raise UserError(f"--data-dir {arguments.data_dir} is not a folder")
     shown = []
@@ -138,6 +141,7 @@ def _examples(arguments: argparse.Namespace, command: str) -> int:
     console.print(f"page: {page}, data: {data}", highlight=False, soft_wrap=True)
     if store.is_scratch:
         console.print("the work tree has changes, so these are scratch: commit, then run again")
+    answer(arguments, examples=list(map(asdict, shown)), page=page, data=data, command=command)
     return 0
 
 

@@ -40,9 +40,13 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="a summary as JSON on standard output, nothing else there")
 
 
-def print_json(**summary: Any) -> None:
-    """The summary; paths become strings, and what is missing in a data frame becomes null."""
-    print(json.dumps(summary, indent=2, default=str))
+def answer(arguments: argparse.Namespace, **summary: Any) -> None:
+    """The summary as one JSON object, where `--json` asks for it; the command's console has to be quiet then.
+
+    Paths become strings; data frames go through `rows_of`, where what is missing becomes null.
+    """
+    if arguments.json:
+        print(json.dumps(summary, indent=2, default=str))
 
 
 def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.console import add_json_flag, answer, open_console
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.errors import Parser, UserError
 from benchmarks.newsgroups import ORANGE, build_newsgroups
@@ -172,12 +173,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     help_text = f"default: those of benchmarks.glue, {' '.join(EMBEDDED)}; benchmarks.long prepares its own"
     parser.add_argument("--tasks", nargs="+", default=EMBEDDED, choices=tuple(SOURCES), help=help_text)
+    add_json_flag(parser)
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
-    for task, folder in ensure_embedded(skimbench_home(), parser.parse_args(argv).tasks).items():
+    arguments = parser.parse_args(argv)
+    console, prepared = open_console(quiet=arguments.json), {}
+    for task, folder in ensure_embedded(skimbench_home(), arguments.tasks).items():
         if folder is not None:
             rows = json.loads((folder / "origin.json").read_text(encoding="utf-8"))["rows"]
             counts = " and ".join(f"{count:,} {split}" for split, count in rows.items())
-            print(f"{task}: {counts} rows in {folder}")
+            console.print(f"{task}: {counts} rows in {folder}", highlight=False, soft_wrap=True)
+            prepared[task] = {"rows": rows, "folder": folder}
+    answer(arguments, tasks=prepared)
     return 0
 
 

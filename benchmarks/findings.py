@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.cli import run_command
 from benchmarks.compared import FAMILY_LEVEL, Measured, measured, paired
+from benchmarks.console import add_json_flag, answer, open_console
 from benchmarks.errors import Parser
 from benchmarks.files import writing
 from benchmarks.strategy import folders
@@ -174,6 +176,21 @@ CLAIMS = (
 )
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A claim, its paper, what the records say of it, and why."""
+
+    claim: str
+    source: str
+    verdict: str
+    evidence: list[str]
+
+
+def judged(found: Sequence[Measured]) -> list[Judged]:
+    """Every claim."""
+    return [Judged(claim.text, claim.source, *claim.judge(found)) for claim in CLAIMS]
+
+
 def report(found: Sequence[Measured], command: str) -> str:
     """The page."""
     texts = {one.task: one.texts for one in found}
@@ -205,10 +222,9 @@ def report(found: Sequence[Measured], command: str) -> str:
         "## Claims",
         "",
     ]
-    for claim in CLAIMS:
-        verdict, evidence = claim.judge(found)
-        lines += [f"### {claim.text}", "", f"{claim.source}. **{verdict.capitalize()}.**", ""]
-        lines += [*(f"- {item}" for item in evidence), ""]
+    for one in judged(found):
+        lines += [f"### {one.claim}", "", f"{one.source}. **{one.verdict.capitalize()}.**", ""]
+        lines += [*(f"- {item}" for item in one.evidence), ""]
     lines += ["## Every method against dense and against random", "", *_table(found), ""]
     return "\n".join(lines)
 
@@ -241,6 +257,11 @@ def _table(found: Sequence[Measured]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
+def _plain(found: Sequence[Measured]) -> list[dict[str, Any]]:
+    """The rows without the scores of single draws."""
+    return [asdict(replace(one, drawn=None)) for one in found]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page."""
     parser = Parser(prog=PROGRAM, description=(__doc__ or "").splitlines()[0])
@@ -250,14 +271,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help="default: results/local, else the published records",
     )
+    add_json_flag(parser)
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     given = parser.parse_args(argv)
     source, target = folders(given.results)
     path = target / "FINDINGS.md"
-    page = report(measured(source), f"{PROGRAM} --results {given.results}" if given.results else PROGRAM)
+    found = measured(source)
+    page = report(found, f"{PROGRAM} --results {given.results}" if given.results else PROGRAM)
     with writing(path):
         path.write_text(page, encoding="utf-8")
-    print(f"findings: {path}")
+    open_console(quiet=given.json).print(f"findings: {path}", highlight=False, soft_wrap=True)
+    answer(given, rows=_plain(found), claims=list(map(vars, judged(found))), findings=path)
     return 0
 
 

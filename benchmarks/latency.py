@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.cli import OWN_RESULTS, PADDINGS, run_command
-from benchmarks.console import open_console
+from benchmarks.console import add_json_flag, answer, open_console, rows_of
 from benchmarks.errors import Parser, UserError
 from benchmarks.runs import Record, RunConfig, RunStore
 
@@ -131,6 +131,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, metavar="N", default=ROUNDS, help=f"passes of each subject that count; default: {ROUNDS}")
     add("--results", type=Path, metavar="DIR", default=OWN_RESULTS, help="default: results/local")
     add("--force", action="store_true", help="measure again what is there already")
+    add_json_flag(result)
     add("--quiet", action="store_true", help="no progress, only the result")
     add("--debug", action="store_true", help="show where an error came from")
     return result
@@ -149,13 +150,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     store = RunStore.open(arguments.results, force=arguments.force)
-    console = open_console()
-    records, failures = [], []
+    console = open_console(quiet=arguments.json)
+    records, failures, paths = [], [], []
     for name in dict.fromkeys(arguments.tasks):
         bench = bench_of(arguments, name)
         console.print(_introduction(bench), highlight=False)
         for batch_size in dict.fromkeys(arguments.batch_sizes):
-            record = measure(bench, batch_size, store, quiet=arguments.quiet)
+            record = measure(bench, batch_size, store, quiet=arguments.quiet or arguments.json)
             if record["status"] == "ok":
                 records.append(record)
             else:
@@ -166,6 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         paths = latency_table.write(records, store.root, command)
         console.print(f"tables and figure: {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
         console.print(f"records: {store.root / 'runs' / KIND}", highlight=False, soft_wrap=True)
+    rows = rows_of(latency_table.frame_of(records)) if records else []
+    answer(arguments, rows=rows, failures=failures, tables=paths, records=store.root / "runs" / KIND, command=command)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0

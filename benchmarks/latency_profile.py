@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cli import run_command
-from benchmarks.console import open_console, print_table
+from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import Parser, UserError
 from benchmarks.files import writing
 from benchmarks.runs import RESULTS
@@ -170,6 +170,7 @@ def parser() -> argparse.ArgumentParser:
     add("--schedule", nargs="+", metavar="S", default=["4x"], help="as in benchmarks.latency; default: 4x")
     add("--rounds", type=int, metavar="N", default=10, help="of which the least counts; default: 10")
     add("--output", type=Path, metavar="FILE", default=PAGE, help="default: results/notes/latency.md")
+    add_json_flag(result)
     add("--debug", action="store_true", help="show where an error came from")
     return result
 
@@ -202,10 +203,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     texts = texts_of(arguments.lengths, config.vocab_size)
     frame = profile(model, texts, names, arguments.schedule, arguments.rounds)
     heading = f"Where the time goes: a batch of {len(arguments.lengths)}, {sum(arguments.lengths)} tokens"
-    print_table(frame, heading, open_console())
+    console = open_console(quiet=arguments.json)
+    print_table(frame, heading, console)
     command = shlex.join(["python", "-m", "benchmarks.latency_profile", *(sys.argv[1:] if argv is None else argv)])
     write_page(arguments.output, heading, command, note_of("float32"), frame)
-    print(f"written: {arguments.output}")
+    console.print(f"written: {arguments.output}", highlight=False, soft_wrap=True)
+    answer(arguments, rows=rows_of(frame), page=arguments.output, command=command)
     return 0
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import glue, long
 from benchmarks.cli import OWN_RESULTS, Session, open_session, parser, run_command
-from benchmarks.console import open_console, print_table
+from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import UserError
 from benchmarks.files import writing
 from benchmarks.progress import duration
@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         f"in the embedded profile {EMBEDDED_BUDGET_MIN:g}",
     )
     add("--from-records", action="store_true", help="train nothing: draw what the records in --results have")
+    add_json_flag(result)
     return result
 
 
@@ -96,11 +97,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--points must be at least 1, got {arguments.points}")
     if arguments.budget is not None and not arguments.budget > 0:
         raise UserError(f"--budget is in minutes and must be more than 0, got {arguments.budget:g}")
-    console = open_console()
+    console = open_console(quiet=arguments.json)
     command = shlex.join([*SUITE.program.split(), *(argv if argv is not None else sys.argv[1:])])
     if arguments.from_records:
-        return _from_records(arguments, console, command)
+        answer(arguments, tasks=from_records(arguments, console, command), command=command)
+        return 0
     session = stand_in(open_session(arguments, SUITE), console)
+    session = replace(session, quiet=session.quiet or arguments.json)
     if session.profile == "embedded" and not arguments.methods:
         session = replace(session, methods=EMBEDDED_METHODS)
     names = ", ".join(model.title for model in session.models)
@@ -109,7 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in left_out(session):
         console.print(line, highlight=False)
     budget = arguments.budget or (EMBEDDED_BUDGET_MIN if session.profile == "embedded" else math.inf)
-    return _sweep(session, points, 60 * budget, console, command)
+    found = _sweep(session, points, 60 * budget, console, command)
+    answer(arguments, **found, command=command)
+    for failure in found.get("failures", ()):
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if found.get("failures") else 0
 
 
 def stand_in(session: Session, console: Console) -> Session:
@@ -138,33 +145,40 @@ def stand_in(session: Session, console: Console) -> Session:
     return replace(session, tasks=tuple(dict.fromkeys(chosen)))
 
 
-def _sweep(session: Session, points: int, budget_s: float, console: Console, command: str) -> int:
+def _sweep(session: Session, points: int, budget_s: float, console: Console, command: str) -> dict[str, Any]:
+    """Run what is missing and draw; returns what there is to say, of a dry run its runs."""
     from benchmarks.comparable import Comparison
     from benchmarks.pareto_forecast import show_plan
     from benchmarks.pareto_runs import planned, sweep
 
     if session.dry_run and session.profile == "paper":
-        show_plan(planned(session, points), console)
-        return 0
+        experiments = planned(session, points)
+        show_plan(experiments, console)
+        return {"runs": [experiment.label for experiment in experiments]}
     session = drop_missing_tasks(session, console)
     store = session.store()
     experiments = planned(session, points)
     _say_plan(session, experiments, store, points, console)
     if session.dry_run:
-        return 0
+        return {"runs": [experiment.label for experiment in experiments]}
     found = sweep(session, experiments, store, points, budget_s)
     if found.left_out:
         console.print(f"{found.left_out} runs left out, --budget of {duration(budget_s)}; the same command goes on")
+    drawn = []
     for task in session.tasks:
         records = tuple(record for experiment, record in found.runs if experiment.task == task)
         if records:
-            _draw(Comparison(task.name, records), session.paddings, store.root, store.root, console, command)
+            comparison = Comparison(task.name, records)
+            drawn.append(_draw(comparison, session.paddings, store.root, store.root, console, command))
     console.print(f"records: {store.root / 'runs'}", highlight=False, soft_wrap=True)
     if store.is_scratch:
         console.print("the work tree has changes, so these results are scratch: commit, then run again")
-    for failure in found.failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    return 1 if found.failures else 0
+    return {
+        "tasks": drawn,
+        "failures": found.failures,
+        "left_out": found.left_out,
+        "records": store.root / "runs",
+    }
 
 
 def _say_plan(session: Session, experiments: Sequence[Any], store: Any, points: int, console: Console) -> None:
@@ -183,22 +197,23 @@ def _say_plan(session: Session, experiments: Sequence[Any], store: Any, points: 
             console.print(line, highlight=False, soft_wrap=True)
 
 
-def _from_records(arguments: argparse.Namespace, console: Console, command: str) -> int:
+def from_records(arguments: argparse.Namespace, console: Console, command: str) -> list[dict[str, Any]]:
+    """Draw what the records have; returns, task by task, the points and where everything is."""
     from benchmarks.comparable import read_comparisons
     from benchmarks.strategy import check_methods, folders
 
     check_methods(arguments.methods or ())
     results = None if arguments.results == OWN_RESULTS else arguments.results
     source, target = folders(results)
-    drawn = 0
+    drawn = []
     for comparison in read_comparisons(source, tuple(dict.fromkeys(arguments.tasks or ()))):
         chosen = comparison.narrowed(("dense", *arguments.methods)) if arguments.methods else comparison
         if len({record["config"]["method"] for record in chosen.records}) > 1:
-            _draw(chosen, tuple(arguments.padding), source, target, console, command, quiet=arguments.quiet)
-            drawn += 1
+            paddings = tuple(arguments.padding)
+            drawn.append(_draw(chosen, paddings, source, target, console, command, quiet=arguments.quiet))
     if not drawn:
         raise UserError(f"no task in {source / 'runs'} has records of dense and another method; train some first")
-    return 0
+    return drawn
 
 
 def _draw(
@@ -210,8 +225,12 @@ def _draw(
     command: str,
     *,
     quiet: bool = False,
-) -> None:
-    """Write figures and tables of one task below `root`, and print the tables; times are read below `source`."""
+) -> dict[str, Any]:
+    """Write figures and tables of one task below `root`, and print the tables; times are read below `source`.
+
+    Returns:
+        The rows of the tables and where everything is.
+    """
     import pandas as pd
 
     from benchmarks.pareto_rows import hypervolumes, pareto_rows, reported_rows
@@ -245,8 +264,16 @@ def _draw(
         print_table(printed_points(frame), heading, console)
         print_table(printed_volumes(volumes), "Hypervolume", console)
     console.print(f"tables: {', '.join(str(path) for path in tables)}", highlight=False, soft_wrap=True)
-    shown = ", ".join(str(path) for path in figures if path.suffix == ".svg")
+    figures = [path for path in figures if path.suffix == ".svg"]
+    shown = ", ".join(map(str, figures))
     console.print(f"figures (also as PNG and PDF): {shown}", highlight=False, soft_wrap=True)
+    return {
+        "task": comparison.task,
+        "points": rows_of(frame),
+        "hypervolumes": rows_of(volumes),
+        "tables": tables,
+        "figures": figures,
+    }
 
 
 def printed_points(frame: pd.DataFrame) -> pd.DataFrame:

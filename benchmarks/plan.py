@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.cli import Session, chosen_device, open_session, parser, run_command
-from benchmarks.console import open_console
+from benchmarks.console import add_json_flag, answer, open_console
 from benchmarks.costs import Expected, expected_runs, makespan
 from benchmarks.errors import Parser, UserError
 from benchmarks.formulas import BERT_BASE, encoder_macs
@@ -132,6 +132,7 @@ def flags() -> argparse.ArgumentParser:
     add("--seeds", nargs="+", metavar="N", help="default: 42 43 44")
     add("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32, as the profile")
+    add_json_flag(result)
     add("--debug", action="store_true", help="show where an error came from")
     return result
 
@@ -160,15 +161,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = chosen_device(arguments.device)
     where = (arguments.records, device, arguments.dtype)
     throughput = recorded(*where) if arguments.records else measure(device, arguments.dtype)
-    console = open_console()
+    console, planned = open_console(quiet=arguments.json), {}
     console.print(f"throughput: {throughput}", highlight=False, soft_wrap=True)
     for name, session in sessions.items():
         runs = expected_runs(session)
         total = sum(run.flops for run in runs)
         console.print(f"{name}: {len(runs)} runs, {total / 1e15:.3g} PFLOPs", highlight=False)
-        for count in sorted(set(arguments.gpus)):
-            seconds = makespan(runs, count, throughput.seconds)
-            console.print(f"  {count:3d} x this device: {duration(seconds)}", highlight=False)
+        seconds = {count: makespan(runs, count, throughput.seconds) for count in sorted(set(arguments.gpus))}
+        for count, needed in seconds.items():
+            console.print(f"  {count:3d} x this device: {duration(needed)}", highlight=False)
+        planned[name] = {"runs": len(runs), "flops": total, "seconds_by_devices": seconds}
+    answer(arguments, throughput=str(throughput), suites=planned)
     return 0
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cli import run_command
-from benchmarks.console import open_console, print_table
+from benchmarks.console import add_json_flag, answer, open_console, print_table
 from benchmarks.errors import Parser, UserError
 from benchmarks.files import replacing, writing
 from benchmarks.runs import RESULTS, utc_now
@@ -158,6 +158,7 @@ def parser() -> argparse.ArgumentParser:
     add("--cases", nargs="+", metavar="CASE", help="default: all")
     add("--update", action="store_true", help="store what is measured as the baseline of this device class")
     add("--folder", type=Path, metavar="DIR", default=FOLDER, help="of the baselines; default: results/regression")
+    add_json_flag(result)
     add("--debug", action="store_true", help="show where an error came from")
     return result
 
@@ -183,13 +184,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             judge(case, baselines.get(case.name), None if arguments.update else counts.get(case.name))
             for case in chosen
         ]
-    console = open_console()
+    console = open_console(quiet=arguments.json)
     print_table(table(verdicts, stored.get("history", [])), f"Speed on {device_class()}", console)
     if arguments.update:
         update(arguments.folder, chosen, verdicts)
         console.print(f"stored: {arguments.folder / device_class()}.json", highlight=False, soft_wrap=True)
     elif not stored:
         console.print("no baseline for this device class yet; `--update` stores one", highlight=False)
+    answer(arguments, cases=list(map(vars, verdicts)), device=device_class(), updated=arguments.update)
     failed = [verdict for verdict in verdicts if verdict.problem]
     for verdict in failed:
         print(f"failed: {verdict.name}: {verdict.problem}", file=sys.stderr)

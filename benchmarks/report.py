@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.cli import OWN_RESULTS, run_command
-from benchmarks.console import open_console
+from benchmarks.console import add_json_flag, answer, open_console
 from benchmarks.errors import Parser, UserError
 from benchmarks.files import replacing, writing
 from benchmarks.report_blocks import FoldBlock, Section, TableBlock, draw
@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--own-only", action="store_true", help="leave the published records and tables out")
     add("--output", type=Path, metavar="FILE", help="default: report.html in the results folder")
+    add_json_flag(result)
     add("--debug", action="store_true", help="show where an error came from")
     return result
 
@@ -61,11 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.parent.mkdir(parents=True, exist_ok=True)
         with replacing(output) as temporary:
             temporary.write_text(page, encoding="utf-8")
-    console = open_console()
-    for line in _told(root, arguments.results is None):
+    console, notes = open_console(quiet=arguments.json), _told(root, arguments.results is None)
+    for line in notes:
         console.print(line, highlight=False, soft_wrap=True)
     size = f"{output.stat().st_size / 1e6:.1f} MB"
     console.print(f"report: {output} ({size})", highlight=False, soft_wrap=True)
+    answer(arguments, report=output, bytes=output.stat().st_size, notes=notes)
     return 0
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.console import add_json_flag, open_console, print_json, print_table, rows_of
+from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import Parser, UserError
 from benchmarks.files import writing
 from benchmarks.runs import CorruptRecord, Record, RunConfig, RunStore, load_runs, read_record
@@ -103,10 +103,12 @@ def _list(root: Path, arguments: argparse.Namespace) -> int:
         frame = frame[frame[column] == wanted]
         if frame.empty:
             raise UserError(f"no record has {column.removeprefix('config.')} '{wanted}'; there is {', '.join(known)}")
-    if arguments.json:
-        print_json(records=rows_of(frame), unreadable=[{"path": place, "reason": why} for place, why in unreadable])
-        return 0
-    console = open_console()
+    answer(
+        arguments,
+        records=rows_of(frame),
+        unreadable=[{"path": place, "reason": why} for place, why in unreadable],
+    )
+    console = open_console(quiet=arguments.json)
     print_table(listed(frame), f"{len(frame)} records in {root}", console)
     for place, reason in unreadable:
         console.print(f"{root / place}: {reason}", highlight=False, markup=False, soft_wrap=True)

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cli import OWN_RESULTS, run_command
-from benchmarks.console import open_console, print_table
+from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import Parser, UserError
 from benchmarks.files import writing
 from benchmarks.runs import RESULTS
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
 
     from benchmarks.comparable import Comparison
 
@@ -50,6 +51,7 @@ def record_parser(program: str, description: str, example: str) -> argparse.Argu
         help="where records are, and tables and figures go; default: results/local, with the published records in "
         "results where it has none",
     )
+    add_json_flag(parser)
     add("--quiet", action="store_true", help="nothing but where the outputs are")
     add("--debug", action="store_true", help="show where an error came from")
     return parser
@@ -182,13 +184,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = record_parser(PROGRAM, __doc__ or "", "--tasks sst2 mrpc --results results")
     arguments = parser.parse_args(argv)
+    command = shlex.join([*PROGRAM.split(), *(argv if argv is not None else sys.argv[1:])])
+    answer(arguments, **summary(arguments, open_console(quiet=arguments.json), command))
+    return 0
+
+
+def summary(arguments: argparse.Namespace, console: Console, command: str) -> dict[str, Any]:
+    """Print and write the table and the figures; returns the rows and where everything is."""
     from benchmarks.comparable import read_comparisons
 
     check_methods(arguments.methods or ())
     if "random" in (arguments.methods or ()):
         raise UserError("random dropping has the curve of the method that it follows; name that method in --methods")
     source, target = folders(arguments.results)
-    console = open_console()
     rows, notes = [], []
     for comparison in read_comparisons(source, tuple(dict.fromkeys(arguments.tasks or ()))):
         chosen = comparison.narrowed(arguments.methods) if arguments.methods else comparison
@@ -200,7 +208,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not rows:
         raise UserError(f"no finished runs of {', '.join(arguments.methods)} in {source / 'runs'}; leave out --methods")
     frame = strategy_table(rows)
-    command = shlex.join([*PROGRAM.split(), *(argv if argv is not None else sys.argv[1:])])
     paths = draw(rows, target / "figures")
     tables = write(frame, target / "tables", command, notes)
     if not arguments.quiet:
@@ -210,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(f"tables: {', '.join(str(path) for path in tables)}", highlight=False, soft_wrap=True)
     shown = ", ".join(str(path) for path in paths)
     console.print(f"figures (also as PNG and PDF): {shown}", highlight=False, soft_wrap=True)
-    return 0
+    return {"rows": rows_of(frame), "notes": notes, "tables": tables, "figures": paths, "command": command}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from benchmarks.cli import Session, open_session, parser
-from benchmarks.console import add_json_flag, open_console, print_json, rows_of
+from benchmarks.console import add_json_flag, answer, open_console, rows_of
 from benchmarks.errors import UserError
 from benchmarks.runs import RunStore
 from benchmarks.sweep import Outcome, execute, left_out
@@ -73,16 +73,15 @@ class Suite:
             console.print(line, highlight=False)
         if session.dry_run:
             runs = show_plan(session, console)
-            if arguments.json:
-                print_json(runs=[{"run": run.label, "flops": run.flops} for run in runs])
+            answer(arguments, runs=[{"run": run.label, "flops": run.flops} for run in runs])
             return 0
         session = drop_missing_tasks(session, console)
         store = session.store()
         outcome = execute(session, store)
         command = shlex.join([*self.program.split(), *(argv or sys.argv[1:])])
         rows, paths = write_outcome(session, store, outcome, console, command)
-        if arguments.json:
-            print_json(rows=rows, failures=outcome.failures, tables=paths, records=store.root / "runs", command=command)
+        records = store.root / "runs"
+        answer(arguments, rows=rows, failures=outcome.failures, tables=paths, records=records, command=command)
         for failure in outcome.failures:
             print(f"failed: {failure}", file=sys.stderr)
         return 1 if outcome.failures else 0

@@ -7,10 +7,30 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import pandas as pd
 import pytest
+import transformers
 
-from benchmarks import as_released, audit, completion, experiment_data, glue, runs_command
+import methods
+from benchmarks import (
+    as_released,
+    audit,
+    case_study,
+    completion,
+    experiment_data,
+    figures,
+    findings,
+    glue,
+    latency,
+    pareto,
+    plan,
+    regression,
+    report,
+    runs_command,
+    strategy,
+)
 from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.runs import load_runs
@@ -55,6 +75,19 @@ def test_quiet_leaves_the_result(world, capsys):
     assert "tables: " in captured.out and "records: " in captured.out and captured.err == ""
 
 
+@pytest.mark.parametrize("command", ["strategy", "pareto"])
+def test_quiet_leaves_where_the_outputs_are(records, monkeypatch, capsys, command):
+    main, arguments, _ = SUMMARIES[command]
+    monkeypatch.chdir(records)
+    assert run_command(main, [*arguments, "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert [line.partition(": ")[0] for line in captured.out.splitlines()] == [
+        "tables",
+        "figures (also as PNG and PDF)",
+    ]
+    assert captured.err == ""
+
+
 def test_a_plan_is_json_too(world, capsys):
     status, summary = said(capsys, glue.main, *LOCAL[:-1], "dense", "ltp", "--json", "--dry-run")
     assert status == 0 and [run["run"].partition(":")[0] for run in summary["runs"]] == ["mood", "mood"]
@@ -68,6 +101,89 @@ def test_audit_and_records_are_json_too(capsys):
     published = str(PROJECT_ROOT / "results")
     status, summary = said(capsys, runs_command.main, "list", "--results", published, "--method", "ltp", "--json")
     assert status == 0 and {record["config.method"] for record in summary["records"]} == {"ltp"}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """A copy of the published records and tables, a model and a reducer."""
+    root = tmp_path_factory.mktemp("records")
+    for part in ("runs", "tables"):
+        shutil.copytree(PROJECT_ROOT / "results" / part, root / "results" / part)
+    write_model(root / "model")
+    write_sentences(root / "data", rows=16)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(root / "model")
+    methods.create("random", model).save_pretrained(root / "reducer")
+    return root
+
+
+def in_table(key, column, name):
+    """A check: the rows under `key` have, in `column`, what the CSV file among the tables called `name` has."""
+
+    def check(summary):
+        part = summary["tasks"][0] if key == "points" else summary
+        written = pd.read_csv(next(path for path in part["tables"] if path.endswith(name)))
+        assert [row[column] for row in part[key]] == pytest.approx(list(written[column]), rel=1e-4)
+
+    return check
+
+
+def in_page(summary):
+    page = Path(summary["findings"]).read_text(encoding="utf-8")
+    assert len(summary["rows"]) > 10 and all(f"| {row['score']:.1f} |" in page for row in summary["rows"])
+    assert all(f"### {claim['claim']}" in page for claim in summary["claims"])
+
+
+def of_both(summary):
+    in_table("rows", "area", "strategy.csv")(summary["strategy"])
+    in_table("points", "score", "pareto-mrpc.csv")(summary["pareto"])
+
+
+def of_one_text(summary):
+    view = summary["views"][0]
+    assert len(view["shares"]) == view["layers"] == 3 and view["speedup"] > 1
+    assert f"{view['speedup']:.2f}" in Path(summary["page"]).read_text(encoding="utf-8")
+
+
+ON = ["--results", "results"]
+TIMED = "--model model --data-dir data --tasks mood --texts 4 --rounds 1 --batch-sizes 1 --methods random --results r"
+SUMMARIES = {
+    "strategy": (strategy.main, [*ON, "--tasks", "mrpc"], in_table("rows", "area", "strategy.csv")),
+    "pareto": (
+        pareto.main,
+        [*ON, "--from-records", "--dataset", "mrpc", "--padding", "none"],
+        in_table("points", "score", "pareto-mrpc.csv"),
+    ),
+    "figures": (figures.main, [*ON, "--tasks", "mrpc", "--methods", "dense", "ltp"], of_both),
+    "report": (report.main, [*ON, "--own-only"], lambda said: Path(said["report"]).stat().st_size == said["bytes"]),
+    "findings": (findings.main, ON, in_page),
+    "case_study": (
+        case_study.main,
+        ["the film was good", "--reducer", "reducer", "--model", "model", "--output", "page.html"],
+        of_one_text,
+    ),
+    "latency": (latency.main, TIMED.split(), in_table("rows", "ms_per_text", "latency.csv")),
+    "plan": (
+        plan.main,
+        ["--records", "results", "--suites", "glue", "--gpus", "1", "2"],
+        lambda said: said["suites"]["glue"]["seconds_by_devices"]["1"] > said["suites"]["glue"]["flops"] / 1e15,
+    ),
+    "regression": (
+        regression.main,
+        ["--cases", "segment_rank", "--update", "--folder", "gate"],
+        lambda said: said["updated"] and [case["name"] for case in said["cases"]] == ["segment_rank"],
+    ),
+}
+
+
+@pytest.mark.parametrize("command", SUMMARIES)
+def test_every_command_says_in_json_what_its_table_says(records, monkeypatch, capsys, command):
+    main, arguments, check = SUMMARIES[command]
+    monkeypatch.chdir(records)
+    monkeypatch.setenv("SKIMBENCH_HOME", str(records / "home"))
+    assert run_command(main, [*arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert check(json.loads(captured.out)) in (None, True)
 
 
 def test_bad_input_is_no_json_and_a_sentence(capsys):
@@ -96,7 +212,11 @@ def completed(script, *words):
 
 def test_modules_flags_and_values_are_completed(script):
     assert completed(script, "python", "-m", "benchmarks.acc") == ["benchmarks.accelerate"]
-    assert completed(script, "python", "-m", "benchmarks.accelerate", "--ta") == ["--task-data", "--target-speedup"]
+    assert completed(script, "python", "-m", "benchmarks.accelerate", "--ta") == [
+        "--task-data",
+        "--target-speedup",
+        "--tags",
+    ]
     assert completed(script, "python", "-m", "benchmarks.glue", "--methods", "trans") == ["transkimmer"]
     assert completed(script, "python", "-m", "benchmarks.glue", "--profile", "") == ["embedded", "local", "paper"]
     assert completed(script, "./reproduce.sh", "l") == ["long"]
