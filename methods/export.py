@@ -41,14 +41,19 @@ class MaskedModel(nn.Module):
         return ["start_logits", "end_logits"] if self.reducer.backbone.head == "span_qa" else ["logits"]
 
 
-def export_program(reducer: TokenReducer) -> torch.export.ExportedProgram:
+def export_program(reducer: TokenReducer, *, mode: str = "masked") -> torch.export.ExportedProgram:
     """The reducer as a program of torch.export, for any number and length of texts that the model takes.
 
     Call its `module()` with input_ids, attention_mask and token_type_ids, (batch, seq_len) long each.
 
     Raises:
-        ValueError: the reducer is in train(), or what it decides cannot be written down as a graph.
+        ValueError: packed mode, a reducer in train(), or decisions that cannot be written down as a graph.
     """
+    if mode != "masked":
+        raise ValueError(
+            f"{mode} mode cannot be exported: how many tokens survive depends on the text, and the host has to read it "
+            "before it starts the next layer; export in masked mode, or serve the reducer from Python"
+        )
     if reducer.training:
         raise ValueError("call eval() before exporting: a graph has no dropout and draws nothing")
     longest = reducer.backbone.max_length
@@ -73,7 +78,7 @@ def export_program(reducer: TokenReducer) -> torch.export.ExportedProgram:
         raise ValueError(f"{reducer.method_name} cannot be exported as a graph: {reason}") from error
 
 
-def export_onnx(reducer: TokenReducer, path: str | os.PathLike[str]) -> None:
+def export_onnx(reducer: TokenReducer, path: str | os.PathLike[str], *, mode: str = "masked") -> None:
     """Write the reducer, in masked mode, as an ONNX file for any number and length of texts.
 
     Inputs are input_ids, attention_mask and token_type_ids, int64 (batch, seq_len); outputs `logits`, or `start_logits`
@@ -87,7 +92,7 @@ def export_onnx(reducer: TokenReducer, path: str | os.PathLike[str]) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(f"{error.name} is missing; install the extra: pip install 'skimbench[export]'") from error
-    program = export_program(reducer)
+    program = export_program(reducer, mode=mode)
     names: dict[str, Any] = {"input_names": list(INPUTS), "output_names": MaskedModel(reducer).names}
     try:
         written = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True, **names)

@@ -37,5 +37,7 @@ def open_bits(loga: Tensor) -> Tensor:
         The same shape, bool, True = open. Of equal ones the last are closed.
     """
     closed = (loga.shape[-1] - open_probability(loga).sum(dim=-1, keepdim=True)).round()
-    from_lowest = loga.flip(-1).argsort(dim=-1, stable=True).argsort(dim=-1).flip(-1)
+    later = torch.ones(loga.shape[-1], loga.shape[-1], dtype=torch.bool, device=loga.device).triu(1)
+    own, others = loga.unsqueeze(-1), loga.unsqueeze(-2)
+    from_lowest = ((others < own) | ((others == own) & later)).sum(dim=-1)  # no stable sort: graphs have none
     return from_lowest >= closed
