@@ -253,7 +253,7 @@ _EMBEDDED_LONG_TASKS = (
         metric="squad_f1",
         sequence_length=128,
         stride=48,
-        skim_weight=0.1,
+        skim_weight=1.0,
         relevant_columns=("relevant1", "relevant2"),
         note="made by rule (benchmarks/synthetic_questions.py): shows whether a method keeps the name that is asked "
         "about and the answer, and nothing about language at large",
