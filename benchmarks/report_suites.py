@@ -64,13 +64,13 @@ class SuiteTable:
 
 
 def suite_tables(all_results: Sequence[Results], name: str) -> Iterator[SuiteTable]:
-    """The tables that a command (`glue`, `long`) wrote, in the order of the folders.
+    """The tables that a command (`glue`, `long`) wrote, in the order of the folders, those of embedded sets last.
 
     Raises:
         UserError: one lacks a column, or has a text where a number belongs.
     """
     for results in all_results:
-        for table in results.tables.values():
+        for table in sorted(results.tables.values(), key=lambda table: table.name.endswith("-embedded")):
             if table.name.partition("-")[0] == name and table.rows:
                 yield SuiteTable(results, table, tuple(table.dicts(COLUMNS, numbers=NUMBERS, needed=NEEDED)))
 
@@ -81,7 +81,7 @@ def suite_tables(all_results: Sequence[Results], name: str) -> Iterator[SuiteTab
 def headline(suites: Sequence[SuiteTable]) -> Section | None:
     """Per task, each method without padding beside dense and random; None without tables."""
     blocks: list[Block] = []
-    for suite in suites:
+    for suite in sorted(suites, key=lambda suite: suite.table.name.endswith("-embedded")):
         for split in dict.fromkeys(row["split"] for row in suite.rows):
             for model in dict.fromkeys(row["model"] for row in suite.rows):
                 rows = [row for row in suite.rows if row["split"] == split and row["model"] == model]
