@@ -120,7 +120,7 @@ def half_model(model: PreTrainedModel) -> PreTrainedModel:
         num_labels=backbone.num_labels,
     )
     small = build_model(f"DistilBert{ARCHITECTURES[backbone.head]}", config).eval()
-    return small.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
+    return small.to(device=model.device, dtype=model.dtype)
 
 
 def _keywords(model: Callable[..., object]) -> Callable[[Batch], object]:

@@ -89,7 +89,7 @@ class Row:
 def cells() -> dict[str, Cell]:
     """All cells, by name, in the order in which they are measured."""
     found = []
-    shared = ("--tasks", TEXTS, "--threads", "1", "--device", "cpu", "--padding", "batch", "none")
+    shared: tuple[str, ...] = ("--tasks", TEXTS, "--threads", "1", "--device", "cpu", "--padding", "batch", "none")
     shared += ("--methods", *LIGHT, *RANKING, "--rounds", "3")
     single: dict[str, Any] = {
         "batch_size": 1,

@@ -288,7 +288,7 @@ def steps_of(lengths: Sequence[int], names: Sequence[str], compute: Compute) -> 
 
     torch.manual_seed(0)
     shape = transformers.AutoConfig.for_model("bert", attn_implementation="eager")
-    model = build_model("BertForSequenceClassification", shape).to(compute.device).train()  # type: ignore[call-arg]
+    model = build_model("BertForSequenceClassification", shape).to(compute.device).train()  # type: ignore[arg-type]
     ((_, batch),) = texts_of(lengths, shape.vocab_size).batches()
     batch = compute.place(batch | {"labels": torch.zeros(len(lengths), dtype=torch.long)})
     return list(steps(model, batch, names, get_task(TASK, None), compute))
