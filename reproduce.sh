@@ -110,7 +110,7 @@ case $target in
   glue | long | latency | audit | pareto | figures | report) exec "$python" -m "benchmarks.$target" "$@" ;;
   test)
     if "$python" -c 'import xdist' 2>/dev/null; then
-      export PYTEST_ADDOPTS=${PYTEST_ADDOPTS:-'--numprocesses auto --maxprocesses 8 --dist loadfile'}
+      export PYTEST_ADDOPTS=${PYTEST_ADDOPTS:-'--numprocesses auto --maxprocesses 8 --dist loadfile --benchmark-disable'}
     fi
     exec "$python" -m pytest "$@"
     ;;
