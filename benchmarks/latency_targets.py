@@ -229,9 +229,13 @@ def attention_runs() -> dict[str, Callable[[], object]]:
     }
 
 
-def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
-    """The table, as it is printed."""
+def frame_of(rows: Sequence[Row], root: Path) -> pd.DataFrame:
+    """The table, as it is printed; a miss names its page below `root`, where there is one."""
     import pandas as pd
+
+    def verdict(row: Row) -> str:
+        page = f"notes/latency-{row.cell}.md"
+        return "met" if row.met else f"missed, see {page}" if (root / page).is_file() else "missed, --notes profiles it"
 
     def shown(value: float | None) -> str:
         return "" if value is None else f"{value:.2f}"
@@ -246,7 +250,7 @@ def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
             "Wall": [shown(row.value) for row in rows],
             "CPU": [shown(row.cpu) for row in rows],
             "Bound": [shown(row.bound) for row in rows],
-            "Verdict": ["met" if row.met else f"missed, see notes/latency-{row.cell}.md" for row in rows],
+            "Verdict": [verdict(row) for row in rows],
             "records": [row.record for row in rows],
         }
     )
@@ -260,7 +264,7 @@ every weight is still read once, and no engine gets beyond that."""
 
 def write(rows: Sequence[Row], absent: Sequence[str], root: Path, command: str) -> list[Path]:
     """Write the table (CSV, Markdown) below `root`; returns the paths."""
-    frame = frame_of(rows)
+    frame = frame_of(rows, root)
     parts = ["# Targets of speed", f"Command: `{command}`", NOTE]
     if absent:
         parts.append(f"Not measured: {', '.join(absent)}.")
@@ -356,17 +360,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if not rows:
         raise UserError(f"no cell has a record in {store.root}; --measure takes them")
-    print_table(frame_of(rows).drop(columns="records"), "Targets of speed", console)
-    absent = [name for name in known if name not in records]
-    timed = [record for record in records.values() if record["config"]["kind"] == latency.KIND]
-    paths = latency_table.write(timed, store.root, shlex.join(command)) if timed else []
-    for path in [*paths, *write(rows, absent, store.root, shlex.join(command))]:
-        console.print(f"written: {path}", highlight=False, soft_wrap=True)
     for name in records if arguments.notes else ():
         missed = [row for row in rows if row.cell == name and not row.met]
         if missed:
             path = note(known[name], missed, store.root / "notes", shlex.join(command))
             console.print(f"written: {path}", highlight=False, soft_wrap=True)
+    print_table(frame_of(rows, store.root).drop(columns="records"), "Targets of speed", console)
+    absent = [name for name in known if name not in records]
+    timed = [record for record in records.values() if record["config"]["kind"] == latency.KIND]
+    paths = latency_table.write(timed, store.root, shlex.join(command)) if timed else []
+    for path in [*paths, *write(rows, absent, store.root, shlex.join(command))]:
+        console.print(f"written: {path}", highlight=False, soft_wrap=True)
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
     return 1 if failed else 0

@@ -135,22 +135,23 @@ def _train_and_score(experiment: Experiment, store: RunStore, report: Report, pa
 def help_train(team: Team) -> int:
     """What a helper does: follow the leader's stages until it dismisses the team; returns the exit status."""
     for (experiment, number), snapshot in team.orders():
-        stage, reducer = experiment.stages[number], _fresh(experiment)
-        if taught := snapshot.part("teacher"):
-            model = load_model(experiment.model, experiment.task)
-            model.load_state_dict(taught)
-            reducer.set_teacher(model.to(reducer.model.device))
         try:
-            follow(
-                reducer,
-                stage,
-                training_features(experiment)[0],
-                padding_id(experiment.model),
-                seed=experiment.seed,
-                compute=experiment.setting.compute,
-                team=team,
-                snapshot=snapshot,
-            )
+            with team.engaged():
+                reducer = _fresh(experiment)
+                if taught := snapshot.part("teacher"):
+                    model = load_model(experiment.model, experiment.task)
+                    model.load_state_dict(taught)
+                    reducer.set_teacher(model.to(reducer.model.device))
+                follow(
+                    reducer,
+                    experiment.stages[number],
+                    training_features(experiment)[0],
+                    padding_id(experiment.model),
+                    seed=experiment.seed,
+                    compute=experiment.setting.compute,
+                    team=team,
+                    snapshot=snapshot,
+                )
         except PeerFailed:
             continue  # its own process has said why
         except Exception as error:

@@ -142,7 +142,7 @@ def follow(
     team: Team,
     snapshot: Snapshot,
 ) -> None:
-    """Do a helper's part of the leader's `train_stage`: its share of every batch, the same updates.
+    """Do a helper's part of the leader's `train_stage`, in a block of `team.engaged`: its rows of every batch.
 
     Args:
         reducer: as made for the run, its teacher set; it gets the leader's weights and options. snapshot: from the
@@ -150,15 +150,14 @@ def follow(
     Raises:
         PeerFailed: the leader, or another helper, met an error.
     """
-    with team.engaged():
-        updates = updates_of(stage, len(features))
-        restore_options(snapshot, reducer)
-        reducer.begin_stage(stage, updates)
-        training = _Training(reducer, stage, updates, compute, _Best(reducer, None), team)
-        position = training.restore(snapshot)
-        while position.done < updates:
-            torch.manual_seed(seed + team.rank * 1_000_003 + position.epoch)  # dropout and draws of its own
-            training.epoch(features, pad_id, seed, position, lambda rows: None)
+    updates = updates_of(stage, len(features))
+    restore_options(snapshot, reducer)
+    reducer.begin_stage(stage, updates)
+    training = _Training(reducer, stage, updates, compute, _Best(reducer, None), team)
+    position = training.restore(snapshot)
+    while position.done < updates:
+        torch.manual_seed(seed + team.rank * 1_000_003 + position.epoch)  # dropout and draws of its own
+        training.epoch(features, pad_id, seed, position, lambda rows: None)
 
 
 class _Training:

@@ -173,6 +173,26 @@ def test_an_error_between_updates_lets_the_helpers_go(world, tmp_path):
     assert {r["config"]["method"] for r in found if r["status"] == "ok"} == {"dense", "transkimmer"}
 
 
+def test_a_helper_without_its_rows_fails_the_run_and_stays(world, tmp_path):
+    """Before its first update, while the leader waits for it in theirs."""
+
+    def prepare(rank: int) -> None:
+        read = running.training_features
+
+        def unreadable(experiment):
+            if rank and experiment.method == "power_bert":
+                raise OSError("train.csv: Permission denied")
+            return read(experiment)
+
+        running.training_features = unreadable
+
+    status = statuses(start([*world, "--methods", "power_bert", "transkimmer"], tmp_path / "failed", 2, prepare))
+    assert status == [1, 0]
+    found = [json.loads(text) for text in records(tmp_path / "failed").values()]
+    assert {r["config"]["method"] for r in found if r["status"] == "ok"} == {"dense", "transkimmer"}
+    assert "Permission denied" in (tmp_path / "failed" / "output1").read_text()
+
+
 def test_several_runs_at_a_time_are_refused(world, tmp_path):
     children = start([*world, "--jobs", "2"], tmp_path / "refused", 2, lambda rank: None)
     assert statuses(children) == [2, 0]
