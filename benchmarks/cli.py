@@ -18,7 +18,7 @@ from benchmarks.team import current, joined
 
 if TYPE_CHECKING:
     from benchmarks.data import DataSource
-    from benchmarks.experiments import Setting
+    from benchmarks.experiments import DenseTraining, Setting
     from benchmarks.models import ModelRef
     from benchmarks.places import Place
     from benchmarks.suite import Suite
@@ -32,6 +32,7 @@ OWN_RESULTS = RESULTS / "local"
 DTYPE_RULE = "default --dtype: bfloat16 where the processor has matrix units for it; in the paper profile float32"
 # Not avx512_bf16: its dot products reach half the float32 rate on some processors.
 BFLOAT16_FEATURE = "amx_bf16"
+COUNTS = ("max_train_samples", "dense_train_samples", "dense_epochs", "max_eval_samples", "max_length")
 PAPER_SEEDS, ONE_SEED = (42, 43, 44), (42,)
 
 
@@ -95,6 +96,19 @@ def parser(suite: Suite) -> argparse.ArgumentParser:
     add("--dtype", choices=("float32", "bfloat16"), help="of matrix products; default: see below")
     add_place_flags(result)
     add("--max-train-samples", type=int, metavar="N", help=f"train on N random rows per task; embedded: {defaults[0]}")
+    add(
+        "--dense-train-samples",
+        type=int,
+        metavar="N",
+        help="train the dense model, from which methods start, on N random rows; default: as --max-train-samples",
+    )
+    add(
+        "--dense-epochs",
+        type=int,
+        metavar="N",
+        help="train the dense model N epochs; with this flag or the one before, the best on held-out training rows "
+        "is kept, which no method is trained on either; default: the recipe's, the last one kept",
+    )
     add("--max-eval-samples", type=int, metavar="N", help=f"score on N random rows per task; embedded: {defaults[1]}")
     add(
         "--max-length",
@@ -137,7 +151,7 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
     profile = arguments.profile or _default_profile(arguments)
     device = device_elsewhere(arguments) or chosen_device(arguments.device)
     place = chosen_place(arguments, device)
-    for flag in ("max_train_samples", "max_eval_samples", "max_length"):
+    for flag in COUNTS:
         value = getattr(arguments, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
@@ -163,6 +177,7 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
             ),
             max_train_samples=arguments.max_train_samples,
             max_eval_samples=arguments.max_eval_samples,
+            dense=_dense_training(arguments),
         ),
         models=_models(profile, arguments.model, tuple(suite.encoders)),
         tasks=tuple(_task(name, arguments) for name in dict.fromkeys(names)),
@@ -176,6 +191,18 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
         dry_run=arguments.dry_run,
         quiet=arguments.quiet,
     )
+
+
+def _dense_training(arguments: argparse.Namespace) -> DenseTraining | None:
+    from benchmarks.experiments import DenseTraining
+
+    samples, epochs = arguments.dense_train_samples, arguments.dense_epochs
+    if samples is not None and arguments.max_train_samples is not None and samples < arguments.max_train_samples:
+        raise UserError(
+            f"--dense-train-samples {samples} is less than --max-train-samples {arguments.max_train_samples}; methods "
+            "train on rows that the dense model has seen"
+        )
+    return None if samples is None and epochs is None else DenseTraining(samples=samples, epochs=epochs)
 
 
 def _check_seeds(seeds: Sequence[int]) -> None:

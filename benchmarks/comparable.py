@@ -16,7 +16,7 @@ from typing import Any
 
 import methods
 from benchmarks.errors import UserError
-from benchmarks.experiments import KIND, TURNED_KIND
+from benchmarks.experiments import KIND, TURNED_KIND, DenseTraining
 from benchmarks.plain import canonical_json, plain
 from benchmarks.runs import CorruptRecord, Record, read_record
 from benchmarks.tasks import OFFICIAL_ROWS, TASKS
@@ -122,6 +122,7 @@ def _common(config: Mapping[str, Any]) -> str:
     """What the runs of one figure share."""
     names = ("task", "data", "backbone", "recipe", "max_length", "max_train_samples", "dtype", "device")
     others = {"rows": config["extra"].get("max_eval_samples"), "current": is_current(config)}
+    others |= dense.described() if (dense := DenseTraining.of(config["extra"])) else {}
     return canonical_json({name: config[name] for name in names} | others)
 
 
@@ -138,8 +139,9 @@ def own_settings(records: Iterable[Record]) -> list[Record]:
 
 
 def _is_start(config: Mapping[str, Any]) -> bool:
-    """Whether a dense run holds rows out, for others' sake; span tasks always do."""
-    return config["method"] == "dense" and config["extra"]["held_out"] and "stride" not in config["extra"]
+    """Whether a dense run holds rows out for others' sake, not for its own: a threshold on spans, the best epoch."""
+    extra = config["extra"]
+    return config["method"] == "dense" and extra["held_out"] and "stride" not in extra and not DenseTraining.of(extra)
 
 
 def _setting(record: Record) -> str:
@@ -197,6 +199,7 @@ def described(config: Mapping[str, Any]) -> SimpleNamespace:
 
 def is_current(config: Mapping[str, Any]) -> bool:
     """Whether a run was trained in the stages that its recipe has today, whatever the family of its encoder."""
-    cls, task = methods.lookup(config["method"]), described(config)
+    cls, task, dense = methods.lookup(config["method"]), described(config), DenseTraining.of(config["extra"])
     planned = (cls.recipe_stages(task, config["recipe"], family) for family in SPECS)
+    planned = map(dense.stages, planned) if dense else planned
     return any(plain(stages, "stages") == config["stages"] for stages in planned)

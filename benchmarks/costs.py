@@ -38,7 +38,7 @@ class Expected:
 
 def row_counts(experiment: Experiment) -> tuple[int, int]:
     """Training and evaluation rows of a run; 0 where only reading the data would tell."""
-    limits = experiment.setting.max_train_samples or 0, experiment.setting.max_eval_samples or 0
+    limits = experiment.setting.read_train_samples or 0, experiment.setting.max_eval_samples or 0
     official = OFFICIAL_ROWS.get(experiment.task.name)
     if official is None:
         return limits

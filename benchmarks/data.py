@@ -94,9 +94,14 @@ def load_rows(
         check_answers(rows, task, origin, official=source.kind == "hub")
     if task.divided:
         rows = split_rows(rows, TEST_SHARE, DIVISION_SEED, task.group_column)[split != task.train_split]
-    if max_samples is None or max_samples >= len(rows):
+    return rows if max_samples is None else random_rows(rows, max_samples, seed)
+
+
+def random_rows(rows: datasets.Dataset, count: int, seed: int = 42) -> datasets.Dataset:
+    """`count` random rows in random order, contained in any larger number of them; all, in order, if not that many."""
+    if count >= len(rows):
         return rows
-    return rows.select(np.random.default_rng(seed).permutation(len(rows))[:max_samples])
+    return rows.select(np.random.default_rng(seed).permutation(len(rows))[:count])
 
 
 def _read(task: Task, split: str, source: DataSource) -> tuple[datasets.Dataset, str]:

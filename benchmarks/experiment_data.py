@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.data import DataSource, Feature, load_rows, pad_token_id, split_rows, tokenize
+from benchmarks.data import DataSource, Feature, load_rows, pad_token_id, random_rows, split_rows, tokenize
 from benchmarks.models import ModelRef, load_tokenizer
 from benchmarks.tasks import Task
 
@@ -26,9 +26,15 @@ def _rows(task: Task, split: str, source: DataSource, max_samples: int | None) -
 
 @functools.lru_cache(maxsize=64)
 def _features(
-    task: Task, split: str, source: DataSource, max_samples: int | None, model: ModelRef, held_out_seed: int | None
+    task: Task,
+    split: str,
+    source: DataSource,
+    max_samples: int | None,
+    model: ModelRef,
+    held_out_seed: int | None,
+    kept: int | None = None,
 ) -> tuple[list[Feature], list[Feature]]:
-    """Tokenised rows and, with a seed, a held-out part of them (else empty)."""
+    """Tokenised rows, with `kept` so many random ones at most, and with a seed a held-out part of them (else empty)."""
     tokenizer = load_tokenizer(model)
     rows = _rows(task, split, source, max_samples)
     parts = [rows]
@@ -36,6 +42,8 @@ def _features(
         share = min(HELD_OUT_SHARE, HELD_OUT_ROWS / len(rows))
         group = task.group_column if task.group_column in rows.column_names else None
         parts = list(split_rows(rows, share, held_out_seed, group))
+    if kept is not None:
+        parts[0] = random_rows(parts[0], kept)
     done = [tokenize(part, task, tokenizer, max_length=task.sequence_length) for part in parts]
     return done[0], done[1] if len(done) > 1 else []
 
@@ -49,7 +57,8 @@ def training_features(experiment: Experiment) -> tuple[list[Feature], list[Featu
     """Tokenised training rows, and those held out from them (empty unless the experiment holds any out)."""
     setting, task = experiment.setting, experiment.task
     seed = experiment.seed if experiment.held_out else None
-    return _features(task, task.train_split, setting.source, setting.max_train_samples, experiment.model, seed)
+    limits = setting.read_train_samples, experiment.trained_samples
+    return _features(task, task.train_split, setting.source, limits[0], experiment.model, seed, limits[1])
 
 
 def evaluation_features(experiment: Experiment, split: str) -> list[Feature]:
@@ -67,7 +76,7 @@ def padding_id(model: ModelRef) -> int:
 def data_identity(experiment: Experiment) -> dict[str, Any]:
     """Where the rows come from and which they are: number and content hash of every split used."""
     setting, task = experiment.setting, experiment.task
-    splits = {task.train_split: setting.max_train_samples}
+    splits = {task.train_split: setting.read_train_samples}
     splits |= dict.fromkeys(task.eval_splits, setting.max_eval_samples)
     described = {name: _split_identity(task, name, setting.source, limit) for name, limit in splits.items()}
     identity = {"source": setting.source.kind, "revision": task.revision, "splits": described}

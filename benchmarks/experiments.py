@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,10 +23,43 @@ KIND, TURNED_KIND = "finetune", "evaluate"
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenseTraining:
+    """A dense model trained on more rows, or longer, than the methods that start from it.
+
+    Of its epochs the best on held-out training rows is kept; every run of the command holds the same ones out.
+
+    Attributes:
+        samples: random training rows, the held-out ones among them; None: as many as the methods have.
+        epochs: passes over them; None: the recipe's.
+    """
+
+    samples: int | None = None
+    epochs: int | None = None
+
+    def stages(self, stages: Iterable[Stage]) -> list[Stage]:
+        """A recipe in which the dense model is trained so."""
+        changes: dict[str, object] = {"select": "best"} | ({"epochs": self.epochs} if self.epochs else {})
+        return [stage.but(**changes) if stage.name == FINE_TUNE else stage for stage in stages]
+
+    def described(self) -> dict[str, int | None]:
+        """For the configuration of runs."""
+        return {"dense_train_samples": self.samples, "dense_epochs": self.epochs}
+
+    @classmethod
+    def of(cls, extra: Mapping[str, Any]) -> DenseTraining | None:
+        """What `described` has put into a configuration, None where it has not."""
+        if "dense_epochs" not in extra:
+            return None
+        return cls(samples=extra["dense_train_samples"], epochs=extra["dense_epochs"])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """What all runs of a command share.
 
-    `min_updates`: of every stage that trains, for sets so small that the recipe's epochs would teach little.
+    Attributes:
+        dense: how the dense model is trained where it is not like the methods, on their rows.
+        min_updates: of every stage that trains, for sets so small that the recipe's epochs would teach little.
     """
 
     recipe: str  # "paper" or "short"
@@ -34,7 +67,13 @@ class Setting:
     compute: Compute
     max_train_samples: int | None = None
     max_eval_samples: int | None = None
+    dense: DenseTraining | None = None
     min_updates: int = 0
+
+    @property
+    def read_train_samples(self) -> int | None:
+        """Training rows that are read, held-out ones among them; None: all."""
+        return (self.dense and self.dense.samples) or self.max_train_samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +132,16 @@ class Experiment:
                 "max_eval_samples": self.setting.max_eval_samples,
                 "eval_batch_size": BATCH_SIZE,
                 "held_out": self.held_out,
+                **(self.setting.dense.described() if self.setting.dense else {}),
                 **_reading(self.task),
                 **_sharing(self.setting.compute),
             },
         )
+
+    @property
+    def trained_samples(self) -> int | None:
+        """The most rows that it trains on, of those that it may see; None: all of them."""
+        return self.setting.max_train_samples if self.setting.dense and self.method != "dense" else None
 
     def dense(self, stage: Stage | None = None) -> Experiment:
         """The dense model that this experiment starts from: fine-tuned by `stage`, or by the recipe's own."""
@@ -117,11 +162,13 @@ def plan(
 ) -> Experiment:
     """An experiment with the recipe's options (overridden by `options`) and stages.
 
-    `held_out` keeps rows from training even if no stage needs them; span tasks always choose a threshold on them.
+    `held_out` keeps rows from training even if no stage needs them; span tasks always choose a threshold on them, and
+    a dense model of its own training its epoch.
     """
     cls = methods.lookup(method)
     chosen = cls.task_options(task, setting.recipe) | dict(options or {})
     recipe = stages if stages is not None else tuple(cls.recipe_stages(task, setting.recipe, model.family))
+    recipe = tuple(setting.dense.stages(recipe)) if setting.dense else recipe
     recipe = tuple(stage.but(min_updates=max(stage.min_updates, setting.min_updates)) for stage in recipe)
     return Experiment(
         setting=setting,
@@ -131,7 +178,10 @@ def plan(
         seed=seed,
         options=chosen,
         stages=recipe,
-        held_out=held_out or task.kind == "span_qa" or any(stage.holds_out for stage in recipe),
+        held_out=held_out
+        or task.kind == "span_qa"
+        or setting.dense is not None
+        or any(stage.holds_out for stage in recipe),
     )
 
 
@@ -163,14 +213,19 @@ def stage_work(experiment: Experiment, stage: Stage) -> Work:
 
 
 def work(experiment: Experiment, train_rows: int, eval_rows: int) -> float:
-    """Forward passes of rows that a run takes, the shared fine-tuning not among them."""
+    """Forward passes of rows that a run takes, the shared fine-tuning not among them.
+
+    Args:
+        train_rows: that are read, held-out ones among them.
+    """
     held_out = held_out_rows(train_rows) if experiment.held_out else 0
+    trained = min(train_rows - held_out, experiment.trained_samples or train_rows)
     total = float(eval_rows + (held_out if experiment.task.kind == "span_qa" else 0))
     for stage in experiment.stages if experiment.turned is None else ():
         if stage.name == FINE_TUNE and experiment.method != "dense":
             continue
         one = stage_work(experiment, stage)
-        updates = updates_of(stage, train_rows - held_out)
+        updates = updates_of(stage, trained)
         scored = one.trials + (math.ceil(stage.epochs) if stage.select == "best" else 0)
         total += updates * stage.batch_size * one.passes + scored * held_out
     return total

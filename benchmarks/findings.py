@@ -15,12 +15,12 @@ from typing import Any
 from benchmarks.cli import run_command
 from benchmarks.compared import FAMILY_LEVEL, Measured, measured, paired
 from benchmarks.console import add_json_flag, answer, open_console
+from benchmarks.equal_speed import NEAR, SPEEDS, Operating, at_speeds
 from benchmarks.errors import Parser
 from benchmarks.files import writing
 from benchmarks.strategy import folders
 
 PROGRAM = "python -m benchmarks.findings"
-NEAR = 0.15  # methods are compared where one computes at most this share more than the other
 FREE, LOSS = 1.5, 1.0  # "1.5x without loss", "under 1 %"
 DASH = "–"  # noqa: RUF001
 HOLDS, FAILS, OPEN, ABSENT = "holds here", "does not hold here", "not decided here", "not measured here"
@@ -191,8 +191,8 @@ def judged(found: Sequence[Measured]) -> list[Judged]:
     return [Judged(claim.text, claim.source, *claim.judge(found)) for claim in CLAIMS]
 
 
-def report(found: Sequence[Measured], command: str) -> str:
-    """The page."""
+def report(found: Sequence[Measured], command: str, source: Path) -> str:
+    """The page; settings beside the methods' own are read below `source`."""
     texts = {one.task: one.texts for one in found}
     models = ", ".join(dict.fromkeys(one.model for one in found))
     seeds = sorted({one.seeds for one in found})
@@ -225,6 +225,7 @@ def report(found: Sequence[Measured], command: str) -> str:
     for one in judged(found):
         lines += [f"### {one.claim}", "", f"{one.source}. **{one.verdict.capitalize()}.**", ""]
         lines += [*(f"- {item}" for item in one.evidence), ""]
+    lines += [f"## At about {' and '.join(f'{speed:g}x' for speed in SPEEDS)}", "", *_at_speeds(found, source), ""]
     lines += ["## Every method against dense and against random", "", *_table(found), ""]
     return "\n".join(lines)
 
@@ -257,6 +258,28 @@ def _table(found: Sequence[Measured]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
+def _at_speeds(found: Sequence[Measured], source: Path) -> list[str]:
+    """Of each method the measured setting nearest to each of some speed-ups."""
+    rows: list[Sequence[str]] = [("Task", "Method", *(f"About {speed:g}x" for speed in SPEEDS))]
+    rows.append(("---",) * (2 + len(SPEEDS)))
+    titles = tuple(dict.fromkeys(one.task for one in found))
+    rows += [(task, method, *map(_operating, those)) for task, method, those in at_speeds(source, titles)]
+    note = (
+        f"Of each method the measured setting nearest to the speed-up, if within {100 * NEAR:g} %: score and "
+        "difference to the dense model with its interval (of single comparisons), and the score of random dropping at "
+        f"about the same speed-up. {DASH}: no such setting was measured; `results/tables/pareto-*.md` have them all."
+    )
+    return [note, "", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _operating(one: Operating | None) -> str:
+    if one is None:
+        return DASH
+    loss = f", {one.loss.text}" if one.loss else ""
+    beside = "" if one.random_score is None else f" (random {one.random_score:.1f} at {one.random_speedup:.2f}x)"
+    return f"{one.score:.1f} at {one.speedup:.2f}x{loss}{beside}"
+
+
 def _plain(found: Sequence[Measured]) -> list[dict[str, Any]]:
     """The rows without the scores of single draws."""
     return [asdict(replace(one, drawn=None)) for one in found]
@@ -277,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source, target = folders(given.results)
     path = target / "FINDINGS.md"
     found = measured(source)
-    page = report(found, f"{PROGRAM} --results {given.results}" if given.results else PROGRAM)
+    page = report(found, f"{PROGRAM} --results {given.results}" if given.results else PROGRAM, source)
     with writing(path):
         path.write_text(page, encoding="utf-8")
     open_console(quiet=given.json).print(f"findings: {path}", highlight=False, soft_wrap=True)

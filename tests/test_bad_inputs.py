@@ -207,6 +207,13 @@ ARGUMENTS: dict[str, Case] = {
         ["--gpus-per-run 0 with --device cuda", "0.5"],
     ),
     "glue: no rows": ("glue", [*LOCAL, "--max-train-samples", "0"], None, ["--max-train-samples must be at least 1"]),
+    "glue: no epochs": ("glue", [*LOCAL, "--dense-epochs", "0"], None, ["--dense-epochs must be at least 1, got 0"]),
+    "glue: fewer rows for the dense model": (
+        "glue",
+        [*LOCAL, "--max-train-samples", "9", "--dense-train-samples", "8"],
+        None,
+        ["--dense-train-samples 8 is less than --max-train-samples 9"],
+    ),
     "glue: fewer than no rows": ("glue", [*LOCAL, "--max-eval-samples", "-5"], None, ["--max-eval-samples", "got -5"]),
     "glue: too short": ("glue", [*LOCAL, "--max-length", "2"], None, ["no room for text"]),
     "glue: too long": ("glue", [*LOCAL, "--max-length", "4096"], None, ["beyond the 80 tokens", "--max-length 80"]),

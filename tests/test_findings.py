@@ -10,7 +10,9 @@ import pytest
 from benchmarks import findings
 from benchmarks.compared import Measured, holm, measured, paired
 from benchmarks.environment import PROJECT_ROOT
+from benchmarks.equal_speed import SPEEDS, at_speeds
 from benchmarks.errors import UserError
+from tests.written_records import write_record
 
 RNG = np.random.default_rng(0)
 
@@ -81,8 +83,27 @@ def test_a_headline_needs_its_factor_without_a_loss():
 def test_the_published_findings_are_what_the_records_give():
     page = (PROJECT_ROOT / "results" / "FINDINGS.md").read_text(encoding="utf-8")
     found = measured(PROJECT_ROOT / "results")
-    assert page == findings.report(found, f"{findings.PROGRAM} --results results")
+    assert page == findings.report(found, f"{findings.PROGRAM} --results results", PROJECT_ROOT / "results")
     assert set(re.findall(r"\b[0-9a-f]{12}\b", page)) == {name for one in found for name in one.records}
+
+
+@pytest.mark.parametrize(("speed", "setting"), [(1.5, "recipe"), (2.0, "threshold 0.6")])
+def test_of_each_method_the_setting_nearest_to_a_speed_is_shown(tmp_path, speed, setting):
+    """Speed-ups 1.45 and 1.8 are within 15 % of 1.5 and 2; 1.2 is of neither, and random dropping at 3x near none."""
+    texts = {"labels": "0101" * 10, "predicted": "0101" * 9 + "1010"}
+    write_record(tmp_path, "dense", speedup=1.0, score=1.0, texts={"labels": "01" * 20, "predicted": "01" * 20})
+    trained = write_record(tmp_path, "deebert", speedup=1.45, score=0.9, texts=texts)
+    extra = trained["config"]["extra"] | {"trained": trained["config_hash"], "swept": "threshold"}
+    for value, speedup in ((0.6, 1.8), (0.1, 1.2)):
+        turned = {"kind": "evaluate", "extra": extra | {"setting": value}}
+        write_record(tmp_path, "deebert", speedup=speedup, score=0.9, texts=texts, **turned)
+    write_record(tmp_path, "random", speedup=1.9, score=0.7, options={"keep_schedule": (0.9, 0.6, 0.3)})
+    ((task, title, found),) = at_speeds(tmp_path, ["mood"])
+    one = dict(zip(SPEEDS, found, strict=True))[speed]
+    assert (task, title, one.setting) == ("mood", "DeeBERT", setting)
+    assert one.random_score == (70.0 if speed == 2.0 else None)
+    assert one.loss.points == pytest.approx(-10.0) and one.loss.low < -10.0 < one.loss.high < 0.0
+    assert at_speeds(tmp_path, ["SST-2"]) == []
 
 
 def test_no_table_is_said(tmp_path):
