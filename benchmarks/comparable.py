@@ -201,5 +201,4 @@ def is_current(config: Mapping[str, Any]) -> bool:
     """Whether a run was trained in the stages that its recipe has today, whatever the family of its encoder."""
     cls, task, dense = methods.lookup(config["method"]), described(config), DenseTraining.of(config["extra"])
     planned = (cls.recipe_stages(task, config["recipe"], family) for family in SPECS)
-    planned = map(dense.stages, planned) if dense else planned
-    return any(plain(stages, "stages") == config["stages"] for stages in planned)
+    return any(plain(dense.stages(stages) if dense else stages, "stages") == config["stages"] for stages in planned)
