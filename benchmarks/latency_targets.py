@@ -1,9 +1,9 @@
 """The targets of speed: what every case reached, by its records, and where the time goes in those that miss.
 
 `--measure` takes the records first, cell by cell: each is a run of `benchmarks.latency` or `benchmarks.training_time`
-of a few minutes on one thread, and what is there already is not measured again. `--notes` profiles every cell with a
-miss, at the same shapes, and writes a page for each. Without either, the records that there are get judged.
-Realisation is against the dense model without padding: time ratio over FLOPs ratio.
+of a few minutes, on one thread or on a GPU, and what is there already is not measured again. `--notes` profiles every
+cell of a CPU with a miss, at the same shapes, and writes a page for each. Without either, the records that there are
+get judged. Realisation is against the dense model without padding: time ratio over FLOPs ratio.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ SCHEDULES, DTYPES = ("2x", "4x", "6x"), ("float32", "bfloat16")
 ATTENTION, TRAINING = "attention", "training"
 ATTENTION_TOKENS, ATTENTION_ROUNDS = 512, 20
 PROFILE_ROUNDS = 3
+GPU_SHAPES, GPU_ROUNDS = ((32, 128), (128, 128), (32, 512), (128, 512)), 5  # texts, tokens of the longest
+GPU_LEAST = 0.80  # realisation of every method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,20 +44,23 @@ class Cell:
 
     Attributes:
         name: as `--measure` takes it. title: as tables print it. arguments: of the command that measures it.
-        finds: fields of a record's configuration, "extra" among them, that make it the cell's.
+        device: that it is measured on. finds: fields of a record's configuration, "extra" among them, that make it the
+            cell's.
     """
 
     name: str
     title: str
     arguments: tuple[str, ...] = ()
     kind: str = latency.KIND
+    device: str = "cpu"
     finds: Mapping[str, Any]
 
     def has(self, record: Record) -> bool:
         """Whether a record is one of this cell."""
         config = record["config"]
         fields = config | config["extra"]
-        return config["kind"] == self.kind and all(fields.get(name) == value for name, value in self.finds.items())
+        known = (config["kind"], config["device"]) == (self.kind, self.device)
+        return known and all(fields.get(name) == value for name, value in self.finds.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +142,23 @@ def cells() -> dict[str, Cell]:
     )
     attention = f"attention with column means, {ATTENTION_TOKENS} tokens"
     found.append(Cell(name=ATTENTION, title=attention, kind="attention_time", finds={"tokens": ATTENTION_TOKENS}))
+    found += map(_gpu_cell, GPU_SHAPES)
     return {cell.name: cell for cell in found}
+
+
+def _gpu_cell(shape: tuple[int, int]) -> Cell:
+    """Batches of one size on a GPU, every schedule in one run."""
+    size, length = shape
+    texts = ("--tasks", TEXTS, "--batch-sizes", str(size), "--texts", str(size), "--max-length", str(length))
+    how = ("--device", "cuda", "--dtype", "bfloat16", "--padding", "batch", "none", "--rounds", str(GPU_ROUNDS))
+    what = ("--methods", *LIGHT, *RANKING, "--schedule", *SCHEDULES, "--times-only")
+    return Cell(
+        name=f"gpu-batch{size}x{length}",
+        title=f"batch {size} x {length}, bfloat16, GPU",
+        arguments=(*texts, *how, *what),
+        device="cuda",
+        finds={"batch_size": size, "max_length": length, "dtype": "bfloat16"},
+    )
 
 
 def newest(root: Path, cell: Cell) -> Record | None:
@@ -170,9 +191,11 @@ def judged(cell: Cell, record: Record) -> Iterator[Row]:
                 yield Row(**own, at=subject["stage"], quantity=quantity, value=value, cpu=cpu, most=1.20)
         elif subject["key"] == "dense":
             against = subject["against"]["batch"]
-            flops = against["flops"]
+            flops = 1.0 if cell.device == "cuda" else against["flops"]
             value, cpu = against["wall"][0] / flops, against["cpu"][0] / flops
             least, quantity = (0.98, "stock / time") if flops == 1 else (0.97, "gain / that of tokens")
+            if cell.device == "cuda":
+                least = 1.0
             yield Row(**own, at="unpadded", quantity=quantity, value=value, cpu=cpu, least=least)
         elif subject["method"] != "dense":
             yield _of_method(own, subject, cell)
@@ -185,7 +208,7 @@ def _of_method(own: Mapping[str, Any], subject: Mapping[str, Any], cell: Cell) -
         wall, cpu = (subject["overhead"][clock][0] for clock in ("wall", "cpu"))
         return Row(**own, at=subject["schedule"], quantity="overhead", value=wall, cpu=cpu, bound=bound, most=1.15)
     value, cpu = (against[clock][0] / against["flops"] for clock in ("wall", "cpu"))
-    least = 0.90 if subject["method"] in RANKING else 0.95
+    least = GPU_LEAST if cell.device == "cuda" else 0.90 if subject["method"] in RANKING else 0.95
     return Row(**own, at=subject["schedule"], quantity="realisation", value=value, cpu=cpu, bound=bound, least=least)
 
 
@@ -233,8 +256,12 @@ def frame_of(rows: Sequence[Row], root: Path) -> pd.DataFrame:
     """The table, as it is printed; a miss names its page below `root`, where there is one."""
     import pandas as pd
 
+    on_gpu = {cell.name for cell in cells().values() if cell.device == "cuda"}
+
     def verdict(row: Row) -> str:
         page = f"notes/latency-{row.cell}.md"
+        if not row.met and row.cell in on_gpu:
+            return "missed"
         return "met" if row.met else f"missed, see {page}" if (root / page).is_file() else "missed, --notes profiles it"
 
     def shown(value: float | None) -> str:
@@ -264,10 +291,13 @@ every weight is still read once, and no engine gets beyond that."""
 
 def write(rows: Sequence[Row], absent: Sequence[str], root: Path, command: str) -> list[Path]:
     """Write the table (CSV, Markdown) below `root`; returns the paths."""
-    frame = frame_of(rows, root)
+    frame, known = frame_of(rows, root), cells()
     parts = ["# Targets of speed", f"Command: `{command}`", NOTE]
-    if absent:
-        parts.append(f"Not measured: {', '.join(absent)}.")
+    for device in ("cpu", "cuda"):
+        if names := " ".join(name for name in absent if known[name].device == device):
+            where = "on a machine with a CUDA device" if device == "cuda" else "on an idle machine"
+            measure = f"python -m benchmarks.{TABLE} --results results --measure {names}"
+            parts.append(f"Not measured yet; `{measure}`, {where}, measures these targets.")
     parts.append(frame.to_markdown(index=False, disable_numparse=True))
     paths = [root / "tables" / f"{TABLE}.csv", root / "tables" / f"{TABLE}.md"]
     with writing(root / "tables"):
@@ -332,7 +362,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = result.add_argument
-    add("--measure", nargs="*", metavar="CELL", help="measure these cells first where they lack a record; alone: all")
+    add(
+        "--measure",
+        nargs="*",
+        metavar="CELL",
+        help="measure these cells first where they lack a record; alone: all that this machine can",
+    )
     add("--notes", action="store_true", help="profile the cells with a miss")
     add("--results", type=Path, metavar="DIR", default=OWN_RESULTS, help="default: results/local")
     add("--force", action="store_true", help="measure again what is there already")
@@ -348,7 +383,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in known:
             raise UserError(f"--measure takes cells, {', '.join(known)}; got '{name}'")
     store = RunStore.open(arguments.results, force=arguments.force)
-    failed = [name for name in known if wanted is not None and name in (wanted or known)]
+    failed = [name for name in known if wanted is not None and name in (wanted or _measurable(known))]
     failed = [name for name in failed if not _measured(known[name], arguments, store)]
     records = {name: record for name, cell in known.items() if (record := newest(store.root, cell)) is not None}
     rows = [row for name, record in records.items() for row in judged(known[name], record)]
@@ -362,7 +397,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"no cell has a record in {store.root}; --measure takes them")
     for name in records if arguments.notes else ():
         missed = [row for row in rows if row.cell == name and not row.met]
-        if missed:
+        if missed and known[name].device == "cpu":
             path = note(known[name], missed, store.root / "notes", shlex.join(command))
             console.print(f"written: {path}", highlight=False, soft_wrap=True)
     print_table(frame_of(rows, store.root).drop(columns="records"), "Targets of speed", console)
@@ -374,6 +409,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _measurable(known: Mapping[str, Cell]) -> list[str]:
+    """Names of the cells that this machine can measure."""
+    import torch
+
+    return [name for name, cell in known.items() if cell.device == "cpu" or torch.cuda.is_available()]
 
 
 def _measured(cell: Cell, arguments: argparse.Namespace, store: RunStore) -> bool:

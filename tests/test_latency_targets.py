@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
+import torch
 
 from benchmarks import latency_targets, runs
 from benchmarks.cli import run_command
@@ -14,7 +17,7 @@ from tests.small_world import write_model, write_sentences
 
 def record_of(cell, *, started_at="2026-01-01", status="ok", subjects=(), metrics=None, **changes):
     fields = dict(cell.finds) | changes
-    known = {name: fields.pop(name) for name in ("dtype", "max_length") if name in fields}
+    known = {name: fields.pop(name) for name in ("dtype", "max_length") if name in fields} | {"device": cell.device}
     config = RunConfig(
         kind=cell.kind, task="sst2", method="interleaved", backbone="b", data={}, seed=None, extra=fields, **known
     )
@@ -59,6 +62,35 @@ def test_unpadding_has_to_pay_and_must_not_cost(flops, time, target, met):
         cells()["batch1"], subject("dense", time, flops, key="dense"), subject("dense", 1.0, key="stock-batch")
     )
     assert found == {"dense": (target, 0.975, met)}
+
+
+def test_on_a_gpu_time_counts_against_the_padded_batch_and_a_fifth_may_be_lost():
+    """1.3 times fewer tokens, but a quarter of that gain lost: 0.98 of the stock model's time is not enough."""
+    dense = subject("dense", 0.75, 1.3, key="dense")
+    found = verdicts(cells()["gpu-batch32x128"], dense, subject("lot", 0.79), subject("ltp", 0.80))
+    assert found == {
+        "dense": (">= 1.00", 0.975, False),
+        "lot": (">= 0.80", 0.79, False),
+        "ltp": (">= 0.80", 0.8, True),
+    }
+
+
+def test_records_of_a_gpu_and_of_a_cpu_are_of_different_cells(tmp_path):
+    on_gpu = cells()["gpu-batch32x128"]
+    alike = replace(cells()["batch32-bfloat16-2x"], finds={**on_gpu.finds})
+    _, record = record_of(on_gpu)
+    assert on_gpu.has(record) and not alike.has(record)
+
+
+def test_without_a_gpu_its_cells_are_left_out_and_the_command_for_them_is_said(tmp_path, monkeypatch):
+    known = cells()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    names = [name for name in known if name not in latency_targets._measurable(known)]
+    assert names == [name for name in known if name.startswith("gpu-")] and len(names) == 4
+    latency_targets.write([], [names[0], "batch1"], tmp_path, "command")
+    said = (tmp_path / "tables" / "latency_targets.md").read_text()
+    assert f"--measure {names[0]}`, on a machine with a CUDA device" in said
+    assert "--measure batch1`, on an idle machine" in said
 
 
 def test_training_is_judged_by_the_passes_that_the_method_needs():
