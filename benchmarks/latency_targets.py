@@ -12,13 +12,14 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import latency, latency_profile, training_time
 from benchmarks.cli import OWN_RESULTS, run_command
-from benchmarks.console import open_console, print_table
+from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import Parser, UserError
 from benchmarks.files import writing
 from benchmarks.runs import CorruptRecord, Record, RunConfig, RunStore, read_record
@@ -371,6 +372,7 @@ def parser() -> argparse.ArgumentParser:
     add("--notes", action="store_true", help="profile the cells with a miss")
     add("--results", type=Path, metavar="DIR", default=OWN_RESULTS, help="default: results/local")
     add("--force", action="store_true", help="measure again what is there already")
+    add_json_flag(result)
     add("--debug", action="store_true", help="show where an error came from")
     return result
 
@@ -389,23 +391,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [row for name, record in records.items() for row in judged(known[name], record)]
     from benchmarks import latency_table
 
-    console, command = (
-        open_console(),
-        ["python", "-m", f"benchmarks.{TABLE}", *(sys.argv[1:] if argv is None else argv)],
-    )
+    console = open_console(quiet=arguments.json)
+    command = shlex.join(["python", "-m", f"benchmarks.{TABLE}", *(sys.argv[1:] if argv is None else argv)])
     if not rows:
         raise UserError(f"no cell has a record in {store.root}; --measure takes them")
     for name in records if arguments.notes else ():
         missed = [row for row in rows if row.cell == name and not row.met]
         if missed and known[name].device == "cpu":
-            path = note(known[name], missed, store.root / "notes", shlex.join(command))
+            path = note(known[name], missed, store.root / "notes", command)
             console.print(f"written: {path}", highlight=False, soft_wrap=True)
-    print_table(frame_of(rows, store.root).drop(columns="records"), "Targets of speed", console)
+    frame = frame_of(rows, store.root)
+    print_table(frame.drop(columns="records"), "Targets of speed", console)
     absent = [name for name in known if name not in records]
     timed = [record for record in records.values() if record["config"]["kind"] == latency.KIND]
-    paths = latency_table.write(timed, store.root, shlex.join(command)) if timed else []
-    for path in [*paths, *write(rows, absent, store.root, shlex.join(command))]:
+    paths = latency_table.write(timed, store.root, command) if timed else []
+    paths = [*paths, *write(rows, absent, store.root, command)]
+    for path in paths:
         console.print(f"written: {path}", highlight=False, soft_wrap=True)
+    answer(arguments, rows=rows_of(frame), absent=absent, failures=failed, tables=paths, command=command)
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
     return 1 if failed else 0
@@ -424,7 +427,8 @@ def _measured(cell: Cell, arguments: argparse.Namespace, store: RunStore) -> boo
         return measure_attention(store)["status"] == "ok"
     command = training_time.main if cell.kind == training_time.KIND else latency.main
     force = ["--force"] if arguments.force else []
-    return command([*cell.arguments, "--results", str(arguments.results), *force]) == 0
+    with redirect_stdout(sys.stderr if arguments.json else sys.stdout):
+        return command([*cell.arguments, "--results", str(arguments.results), *force]) == 0
 
 
 if __name__ == "__main__":

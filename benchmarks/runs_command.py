@@ -66,8 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--status", choices=("ok", "failed"), help="only with this outcome")
     showing = actions.add_parser("show", parents=[shared], help="one record, whole")
     showing.add_argument("run", metavar="RUN", help="its hash, or the beginning of it")
-    actions.add_parser("verify", parents=[shared], help="check every file; status 1 if one is not as it should be")
+    checking = actions.add_parser("verify", parents=[shared], help="check every file; status 1 if one is wrong")
+    add_json_flag(checking)
     clearing = actions.add_parser("gc", parents=[shared], help="remove what killed commands left")
+    add_json_flag(clearing)
     clearing.add_argument("--dry-run", action="store_true", help="only say what would go")
     clearing.add_argument("--failed", action="store_true", help="also the records of failed runs")
     clearing.add_argument(
@@ -150,11 +152,11 @@ def _hash_of(path: Path) -> str:
 
 def _verify(root: Path, arguments: argparse.Namespace) -> int:
     found = list(problems(root))
-    for problem in found:
-        print(problem)
     frame = load_runs(root)
     failed = int((frame["status"] == "failed").sum())
-    print(f"{len(frame)} readable records, {failed} of failed runs; {len(found)} problems")
+    answer(arguments, problems=found, readable=len(frame), failed=failed)
+    for line in (*found, f"{len(frame)} readable records, {failed} of failed runs; {len(found)} problems"):
+        _say(line, arguments)
     return 1 if found else 0
 
 
@@ -192,16 +194,24 @@ def _record_problems(store: RunStore, path: Path) -> Iterator[str]:
 
 
 def _clear(root: Path, arguments: argparse.Namespace) -> int:
-    total, count = 0, 0
+    gone: list[dict[str, Any]] = []
     for path, reason in leftovers(root, failed=arguments.failed, weights=arguments.weights):
         size = _size(path)
-        total, count = total + size, count + 1
-        print(f"{'would remove' if arguments.dry_run else 'removed'} {path} ({_megabytes(size)}): {reason}")
+        gone.append({"path": path, "bytes": size, "reason": reason})
+        _say(f"{'would remove' if arguments.dry_run else 'removed'} {path} ({_megabytes(size)}): {reason}", arguments)
         if not arguments.dry_run:
             with writing(path):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    print(f"{count} files and folders, {_megabytes(total)}{' would go' if arguments.dry_run else ''}")
+    total = _megabytes(sum(one["bytes"] for one in gone))
+    _say(f"{len(gone)} files and folders, {total}{' would go' if arguments.dry_run else ''}", arguments)
+    answer(arguments, removed=[] if arguments.dry_run else gone, would_go=gone if arguments.dry_run else [])
     return 0
+
+
+def _say(line: str, arguments: argparse.Namespace) -> None:
+    """A line for people, none where the answer is for a program."""
+    if not arguments.json:
+        print(line)
 
 
 def leftovers(root: Path, *, failed: bool, weights: bool) -> Iterator[tuple[Path, str]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cli import OWN_RESULTS, run_command
-from benchmarks.console import open_console, print_table
+from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import Parser, UserError
 from benchmarks.files import writing
 from benchmarks.runs import Record, RunConfig, RunStore
@@ -204,6 +204,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, metavar="N", default=ROUNDS, help=f"steps of each subject that count; default: {ROUNDS}")
     add("--results", type=Path, metavar="DIR", default=OWN_RESULTS, help="default: results/local")
     add("--force", action="store_true", help="measure again what is there already")
+    add_json_flag(result)
     add("--debug", action="store_true", help="show where an error came from")
     return result
 
@@ -224,12 +225,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if record["status"] != "ok":
         print(f"failed: {record['error']}", file=sys.stderr)
         return 1
-    console = open_console()
+    console = open_console(quiet=arguments.json)
     frame = frame_of(record)
     print_table(printed(frame), "A training step against the stock model's", console)
     command = shlex.join(["python", "-m", "benchmarks.training_time", *(sys.argv[1:] if argv is None else argv)])
-    for path in write(record, store.root, command):
+    paths = write(record, store.root, command)
+    for path in paths:
         console.print(f"written: {path}", highlight=False, soft_wrap=True)
+    answer(arguments, rows=rows_of(frame), tables=paths, command=command)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pandas as pd
@@ -142,5 +143,8 @@ def test_the_command_measures_judges_and_explains(world, monkeypatch, capsys):
     assert "Missed: " in page and "LTP 1.2x: overhead" in page and "| Rest" in page
     before = {path: path.read_bytes() for path in (world / "r").rglob("*.json")}
     assert len(before) == 2
-    assert run_command(latency_targets.main, ["--results", "r"]) == 0
+    capsys.readouterr()
+    assert run_command(latency_targets.main, ["--results", "r", "--measure", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["Verdict"] for row in rows] == list(table["Verdict"])
     assert {path: path.read_bytes() for path in (world / "r").rglob("*.json")} == before

@@ -105,6 +105,19 @@ def test_gc_removes_what_killed_commands_left_and_nothing_else(root, capsys):
     assert call(root, "gc") == 0 and "0 files and folders" in capsys.readouterr().out
 
 
+def test_programs_get_the_same_as_json(root, capsys):
+    left = RunStore(root).path(config()).with_name("x.json.corrupt")
+    left.write_text("{")
+    assert call(root, "verify", "--json") == 1
+    said = json.loads(capsys.readouterr().out)
+    assert (said["readable"], said["failed"]) == (3, 1) and [str(left) in line for line in said["problems"]] == [True]
+    for flags, where in ((("--dry-run",), "would_go"), ((), "removed")):
+        assert call(root, "gc", "--json", *flags) == 0
+        (one,) = json.loads(capsys.readouterr().out)[where]
+        assert (one["path"], one["bytes"]) == (str(left), 1)
+    assert not left.exists()
+
+
 def test_gc_leaves_what_a_running_command_works_on(root):
     with Partial.open(config().hash) as partial:
         partial.save("epoch", Snapshot({}, {}))

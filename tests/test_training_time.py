@@ -93,3 +93,7 @@ def test_every_stage_that_trains_is_timed_against_the_stock_model(tmp_path, monk
     assert frame["time_ratio"][2] == pytest.approx(ratio, rel=1e-3)
     assert (frame["time_ratio"] / frame["passes"]).to_numpy() == pytest.approx(frame["time_per_pass"], rel=1e-4)
     assert "Transkimmer" in next((tmp_path / "r").rglob("training_time.md")).read_text()
+    capsys.readouterr()
+    assert run_command(training_time.main, [*arguments, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["time_ratio"] for row in said] == pytest.approx(frame["time_ratio"].tolist(), rel=1e-3)
