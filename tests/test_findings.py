@@ -74,6 +74,23 @@ def test_random_is_beaten_by_all_or_not():
     assert verdicts == [findings.HOLDS, findings.OPEN, findings.FAILS, findings.ABSENT]
 
 
+@pytest.mark.parametrize(
+    ("speedups", "verdict"),
+    [
+        ((5, 4, 3, 2, 1), findings.HOLDS),
+        ((1, 2, 3, 4, 5), findings.FAILS),
+        ((5, 4, 3, 1, 2), findings.OPEN),  # one swap: p = 0.083
+        ((2, 1), findings.OPEN),  # two tasks decide nothing
+    ],
+)
+def test_whether_easier_tasks_skim_more_is_a_matter_of_ranks(speedups, verdict):
+    tasks = [f"task {number}" for number in range(len(speedups))]
+    found = [one("dense", 90 - 10 * place, 1.0, task=task) for place, task in enumerate(tasks)]
+    found += [one("transkimmer", 50, speedup, task=task) for speedup, task in zip(speedups, tasks, strict=True)]
+    assert findings.easier_skims_more(found)[0] == verdict
+    assert findings.easier_skims_more(found[:1])[0] == findings.ABSENT
+
+
 def test_a_headline_needs_its_factor_without_a_loss():
     good = paired(0.0, RNG.normal(0, 0.1, 2_000))
     assert findings.headline("lot", 25.0)([one("lot", 85, 1.5, against_dense=good)])[0] == findings.FAILS
