@@ -78,6 +78,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dataset", nargs="+", metavar="TASK", help="the same as --tasks")
     add("--points", type=int, metavar="N", help=f"settings per method, twice as many without training; {POINTS}")
     add(
+        "--speedups",
+        nargs="+",
+        type=float,
+        metavar="S",
+        help="instead of fixed settings train those that come near these speed-ups, --points at most for each",
+    )
+    add(
         "--budget",
         type=float,
         metavar="MINUTES",
@@ -97,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--points must be at least 1, got {arguments.points}")
     if arguments.budget is not None and not arguments.budget > 0:
         raise UserError(f"--budget is in minutes and must be more than 0, got {arguments.budget:g}")
+    if arguments.speedups and not min(arguments.speedups) > 1:
+        raise UserError(f"--speedups must be above 1, got {min(arguments.speedups):g}")
     console = open_console(quiet=arguments.json)
     command = shlex.join([*SUITE.program.split(), *(argv if argv is not None else sys.argv[1:])])
     if arguments.from_records:
@@ -112,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in left_out(session):
         console.print(line, highlight=False)
     budget = arguments.budget or (EMBEDDED_BUDGET_MIN if session.profile == "embedded" else math.inf)
-    found = _sweep(session, points, 60 * budget, console, command)
+    found = _sweep(session, points, tuple(arguments.speedups or ()), 60 * budget, console, command)
     answer(arguments, **found, command=command)
     for failure in found.get("failures", ()):
         print(f"failed: {failure}", file=sys.stderr)
@@ -145,23 +154,28 @@ def stand_in(session: Session, console: Console) -> Session:
     return replace(session, tasks=tuple(dict.fromkeys(chosen)))
 
 
-def _sweep(session: Session, points: int, budget_s: float, console: Console, command: str) -> dict[str, Any]:
+def _sweep(
+    session: Session, points: int, speedups: Sequence[float], budget_s: float, console: Console, command: str
+) -> dict[str, Any]:
     """Run what is missing and draw; returns what there is to say, of a dry run its runs."""
     from benchmarks.comparable import Comparison
     from benchmarks.pareto_forecast import show_plan
     from benchmarks.pareto_runs import planned, sweep
 
     if session.dry_run and session.profile == "paper":
-        experiments = planned(session, points)
+        experiments = planned(session, 1 if speedups else points)
         show_plan(experiments, console)
         return {"runs": [experiment.label for experiment in experiments]}
     session = drop_missing_tasks(session, console)
     store = session.store()
-    experiments = planned(session, points)
+    experiments = planned(session, 1 if speedups else points)
     _say_plan(session, experiments, store, points, console)
+    if speedups:
+        wished = " and ".join(f"{speedup:g}x" for speedup in speedups)
+        console.print(f"then up to {points} trainings of each method towards each of {wished}", highlight=False)
     if session.dry_run:
         return {"runs": [experiment.label for experiment in experiments]}
-    found = sweep(session, experiments, store, points, budget_s)
+    found = sweep(session, experiments, store, points, budget_s, speedups)
     if found.left_out:
         console.print(f"{found.left_out} runs left out, --budget of {duration(budget_s)}; the same command goes on")
     drawn = []

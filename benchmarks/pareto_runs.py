@@ -150,8 +150,15 @@ def units_of(experiment: Experiment) -> float:
     return work(experiment, splits[task.train_split]["rows"], evaluated)
 
 
-def sweep(session: Session, experiments: Sequence[Experiment], store: RunStore, points: int, budget_s: float) -> Swept:
-    """Run what is missing.
+def sweep(
+    session: Session,
+    experiments: Sequence[Experiment],
+    store: RunStore,
+    points: int,
+    budget_s: float,
+    speedups: Sequence[float] = (),
+) -> Swept:
+    """Run what is missing, and with `speedups` what a search for these asks for, `points` trainings each at most.
 
     With a budget, settings are run in rounds, the methods' own first, and no round starts that would end too late by
     the pace of the earlier ones; runs that this leaves out are counted.
@@ -170,7 +177,7 @@ def sweep(session: Session, experiments: Sequence[Experiment], store: RunStore, 
                 found.left_out += len(missing)
                 jobs = [job for job in jobs if job not in missing]
                 wanted = 0.0
-            _run(session, jobs, store, points, progress, found)
+            _run(session, jobs, store, points, progress, found, speedups)
             if wanted:
                 units, computed_s = units + wanted, computed_s + time.monotonic() - began
     return found
@@ -181,7 +188,7 @@ def _rounds(experiments: Sequence[Experiment]) -> list[list[Experiment]]:
     rounds: list[list[Experiment]] = []
     seen: dict[tuple[str, str, str, int], int] = {}
     for experiment in experiments:
-        key = (experiment.model.identity, experiment.task.name, experiment.method, experiment.seed)
+        key = _method_key(experiment)
         place = seen[key] = seen.get(key, -1) + 1
         if place == len(rounds):
             rounds.append([])
@@ -189,13 +196,35 @@ def _rounds(experiments: Sequence[Experiment]) -> list[list[Experiment]]:
     return rounds
 
 
+def _method_key(experiment: Experiment) -> tuple[str, str, str, int]:
+    """What the runs of one method that differ only in its settings share."""
+    return experiment.model.identity, experiment.task.name, experiment.method, experiment.seed
+
+
 def _run(
-    session: Session, jobs: Sequence[Job], store: RunStore, points: int, progress: RunProgress, found: Swept
+    session: Session,
+    jobs: Sequence[Job],
+    store: RunStore,
+    points: int,
+    progress: RunProgress,
+    found: Swept,
+    speedups: Sequence[float],
 ) -> None:
-    """Run jobs, and each trained model at its other settings."""
+    """Run jobs, each trained model at its other settings, and the trainings that a search goes on with."""
+    from benchmarks.pareto_search import SpeedSearch
+
+    searches: dict[tuple[str, str, str, int], SpeedSearch] = {}
 
     def follow(job: Job, record: Record) -> list[Job]:
-        return [_job(other) for other in turned(job.experiment, record, points)] if job.listed else []
+        if not job.listed:
+            return []
+        others = turned(job.experiment, record, points)
+        if speedups and SpeedSearch.can(job.experiment):
+            key = _method_key(job.experiment)
+            if key not in searches:
+                searches[key] = SpeedSearch(job.experiment, speedups, points)
+            others += searches[key].after(job.experiment, record)
+        return [_job(other) for other in others]
 
     progress.start_run(f"{len(jobs)} runs, {session.place}")
     for job, record in execute(jobs, follow, store, place=session.place, report=progress.advance):

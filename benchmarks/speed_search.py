@@ -33,15 +33,23 @@ def search(
 ) -> dict[float, Point]:
     """Try pressures until a speed-up is within `stop` of the target or nothing is left to try; in order of trial."""
     points: dict[float, Point] = {}
-    pressure: float | None = start
-    while pressure is not None and len(points) < trials:
+    while len(points) < trials:
+        pressure = next_pressure(points, target, start=start, stop=stop)
+        if pressure is None:
+            break
         points[pressure] = trial(pressure)
-        pressure = None if points[pressure].distance(target) <= stop else _next(points, target)
     return points
 
 
-def _next(points: Mapping[float, Point], target: float) -> float | None:
-    """The next pressure: inside the bracket, by halves and interpolation, else a step outwards; None at an end."""
+def next_pressure(points: Mapping[float, Point], target: float, *, start: float, stop: float = CLOSE) -> float | None:
+    """What to try after `points`; None where one is within `stop` of the target or nothing is left to try.
+
+    It is `start` at first, then inside the bracket, by halves and interpolation, else a step outwards.
+    """
+    if not points:
+        return start
+    if any(point.distance(target) <= stop for point in points.values()):
+        return None
     low = max((p for p, point in points.items() if point.speedup < target), default=None)
     above = [p for p, point in points.items() if point.speedup >= target and (low is None or p > low)]
     high = min(above, default=None)

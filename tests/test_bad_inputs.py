@@ -323,6 +323,7 @@ ARGUMENTS: dict[str, Case] = {
     ),
     "report: unknown flag": ("report", ["--all"], None, ["unrecognized arguments: --all", "--help"]),
     "pareto: no points": ("pareto", [*LOCAL, "--points", "0"], None, ["--points must be at least 1, got 0"]),
+    "pareto: a speed-up that is none": ("pareto", [*LOCAL, "--speedups", "1"], None, ["--speedups must be above 1"]),
     "pareto: no budget": ("pareto", [*LOCAL, "--budget", "0"], None, ["--budget is in minutes", "more than 0"]),
     "pareto: budget that is no number": ("pareto", [*LOCAL, "--budget", "long"], None, ["--budget", "'long'"]),
     "pareto: unknown task": ("pareto", [*LOCAL, "--dataset", "moood"], None, ["no task 'moood'"]),

@@ -11,11 +11,13 @@ import pytest
 
 import methods
 from benchmarks import glue, pareto
-from benchmarks.cli import run_command
+from benchmarks.cli import open_session, parser, run_command
 from benchmarks.comparable import Comparison, read_comparisons
 from benchmarks.pareto_rows import UNPADDED, hypervolumes, pareto_rows, reported_rows
-from benchmarks.pareto_runs import setting_text, spread
+from benchmarks.pareto_runs import planned, setting_text, spread
+from benchmarks.pareto_search import SpeedSearch
 from benchmarks.runs import RunConfig, RunStore, make_record
+from benchmarks.speed_search import NEAR
 from benchmarks.tasks import TASKS
 from tests.small_world import write_model, write_sentences
 from tests.written_records import write_record
@@ -129,6 +131,46 @@ def test_a_budget_leaves_whole_rounds_out_and_says_so(world, capsys, monkeypatch
         r for r in records(world[0]).values() if r["config"]["seed"] == 8 and r["config"]["method"] == "transkimmer"
     ]
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("name", ["transkimmer", "power_bert", "lot", "top", "tr_bert"])
+def test_a_search_comes_near_its_speedups_by_few_trainings(world, monkeypatch, name):
+    """Made-up speed-ups, from 1 without pressure to 5 at the end of the knob, steeper and steeper."""
+    monkeypatch.setenv("SKIMBENCH_HOME", str(world[0] / "home"))
+    flags = [*world[1][: -len(SWEPT)], name]
+    session = open_session(parser(pareto.SUITE).parse_args(bare(flags)), pareto.SUITE)
+    own = planned(session, 1)[-1]
+    knob, search, asked, found = methods.lookup(name).traits.knob, SpeedSearch(own, (1.5, 3.0), 4), [own], []
+    while asked:
+        (experiment,) = asked
+        speedup = 5 ** knob.pressure(experiment.config().options[knob.option])
+        found.append(speedup)
+        splits = {"validation": {"cost": {"padding": {"none": {"speedup": speedup}}}}}
+        asked = search.after(experiment, {"status": "ok", "metrics": {"score": 0.5, "splits": splits}})
+        assert not asked or asked[0].config().hash != experiment.config().hash
+    assert all(min(abs(speedup / target - 1) for speedup in found) <= NEAR for target in (1.5, 3.0))
+    assert len(found) <= 6
+    assert search.after(own, {"status": "failed"}) == []
+
+
+def bare(arguments: list[str]) -> list[str]:
+    """Without the flags of a sweep alone."""
+    place = arguments.index("--points")
+    return arguments[:place] + arguments[place + 2 :]
+
+
+def test_speedups_are_trained_for_and_found_again(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SKIMBENCH_HOME", str(world[0] / "home"))
+    arguments = [*bare(world[1])[: -len(SWEPT)], "transkimmer", "ltp", "--results", str(tmp_path / "results")]
+    arguments += ["--speedups", "1.5", "--points", "1"]
+    assert run_command(pareto.main, arguments) == 0
+    assert "then up to 1 trainings of each method towards each of 1.5x" in capsys.readouterr().out
+    made = records(tmp_path)
+    kinds = sorted((record["kind"], record["config"]["method"]) for record in made.values())
+    assert kinds.count(("finetune", "transkimmer")) == 2 and kinds.count(("finetune", "ltp")) == 1
+    assert {"pareto-mood.csv"} <= {path.name for path in (tmp_path / "results").rglob("*.csv")}
+    assert run_command(pareto.main, arguments) == 0
+    assert records(tmp_path) == made
 
 
 def test_the_embedded_profile_names_its_stand_in(capsys):
