@@ -319,7 +319,9 @@ def note(cell: Cell, missed: Sequence[Row], folder: Path, command: str) -> Path:
     else:
         frame, text = _operators(cell, {(row.method, row.at) for row in missed})
     said = "; ".join(
-        f"{row.name} {row.at}: {row.quantity} {row.value:.2f}, target {row.target}".strip() for row in missed
+        ": ".join(part for part in (f"{row.name} {row.at}".strip(), f"{row.quantity} {row.value:.2f}") if part)
+        + f", target {row.target}"
+        for row in missed
     )
     path = folder / f"latency-{cell.name}.md"
     latency_profile.write_page(path, f"Where the time goes: {cell.title}", command, f"Missed: {said}.\n\n{text}", frame)
