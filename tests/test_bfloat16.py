@@ -27,7 +27,7 @@ def answers(reducer: methods.TokenReducer, mode: str) -> tuple[torch.Tensor, tor
 
 
 def error(name: str) -> tuple[float, int]:
-    """How much bfloat16 changes logits, as a share of their size, in texts with the same decisions, and their number."""
+    """Change of logits in bfloat16, as a share of their size, over texts with the same decisions; and their number."""
     reducer = tiny_reducer(name).eval()
     expected, tokens = answers(copy.deepcopy(reducer).double(), "masked")
     found, computed = answers(reducer.bfloat16(), "packed")
