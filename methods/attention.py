@@ -21,8 +21,8 @@ from methods.packing import cumulative, sequence_index
 NORMALISATIONS = ("renormalised", "unnormalised", "epsilon")
 EPSILON = 1e-6
 SHORT = 16  # tokens up to which sequences of equal lengths are gathered, measured on a CPU
-CHUNK_ROWS = 128  # query rows whose weights are held at a time where scores are wanted
-CUDA_CHUNK_ROWS = 8192
+CELLS = 2**18  # weights held at a time where scores are wanted: 1 MB of float32, what a core's cache holds
+CUDA_CELLS = 2**25
 VARLEN_DTYPES = (torch.float16, torch.bfloat16)
 MAX_EXPONENT = 20.0  # a removed key may outscore every kept one; its weight only matters for the gradient of its gate
 
@@ -317,7 +317,8 @@ def _blocks(query_lengths: list[int], key_lengths: list[int]) -> list[tuple[_Row
 def attention_with_scores(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, voters: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention in chunks of query rows, so that memory grows with the length, not with its square.
+    """Attention in blocks of sequences, heads and query rows whose weights stay in the cache, and so few that memory
+    grows with the length, not with its square.
 
     Args:
         query, key, value: (sequences, heads, tokens, head_size).
@@ -326,38 +327,58 @@ def attention_with_scores(
     Returns:
         context like `query`; received and diagonal (sequences, queries), float32 at least.
     """
-    (sequences, heads, queries, size), keys = query.shape, key.shape[2]
-    chunk = CUDA_CHUNK_ROWS if query.is_cuda else CHUNK_ROWS
-    together = max(1, chunk // max(queries, 1))
-    if sequences > together:
-        given = [x if x is None else x.split(together) for x in (query, key, value, bias, voters)]
-        count = len(query.split(together))
-        done = [
-            attention_with_scores(q, k, v, own, dropout, voting)
-            for q, k, v, own, voting in zip(*([None] * count if x is None else x for x in given), strict=True)
-        ]
-        return tuple(torch.cat(outputs) for outputs in zip(*done, strict=True))  # type: ignore[return-value]
+    (sequences, heads, queries, _), keys = query.shape, key.shape[2]
+    cells = CUDA_CELLS if query.is_cuda else CELLS
+    rows = max(1, min(queries, cells // keys))
+    heads_at_once = max(1, min(heads, cells // (rows * keys)))
+    at_once = max(1, cells // (rows * keys * heads))
+    done = []
+    for start in range(0, sequences, at_once):
+        own = slice(start, start + at_once)
+        given = [None if x is None else x[own] for x in (bias, voters)]
+        inputs = zip(*(x[own].split(heads_at_once, dim=1) for x in (query, key, value)), strict=True)
+        done.append(_joined([_scored(q, k, v, given[0], dropout, given[1], rows) for q, k, v in inputs]))
+    context, received, diagonal = done[0] if len(done) == 1 else map(torch.cat, zip(*done, strict=True))
+    return context, received / heads, diagonal / heads
+
+
+_Scored = tuple[Tensor, Tensor, Tensor]
+
+
+def _joined(heads: list[_Scored]) -> _Scored:
+    """Outputs of some heads each, as one of all."""
+    if len(heads) == 1:
+        return heads[0]
+    context, received, diagonal = zip(*heads, strict=True)
+    return torch.cat(context, dim=1), torch.stack(received).sum(dim=0), torch.stack(diagonal).sum(dim=0)
+
+
+def _scored(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, voters: Tensor | None, rows: int
+) -> _Scored:
+    """As `attention_with_scores`, `rows` query rows at a time; scores are sums over the heads."""
+    sequences, heads, queries, size = query.shape
     exact = torch.promote_types(query.dtype, torch.float32)
     received = query.new_zeros(sequences, queries, dtype=exact)
     context, diagonal = [], []
     q, k, v = (x.reshape(sequences * heads, -1, size) for x in (query, key, value))
     k = k.transpose(1, 2)
-    for start in range(0, queries, chunk):
-        rows = q[:, start : start + chunk]
-        weights = torch.baddbmm(rows.new_empty(()), rows, k, beta=0, alpha=size**-0.5)
-        weights = weights.view(sequences, heads, -1, keys)
+    for start in range(0, queries, rows):
+        some = q[:, start : start + rows]
+        weights = torch.baddbmm(some.new_empty(()), some, k, beta=0, alpha=size**-0.5)
+        weights = weights.view(sequences, heads, -1, key.shape[2])
         if bias is not None:
-            weights = weights + (bias if bias.shape[2] == 1 else bias[:, :, start : start + chunk])
+            weights = weights + (bias if bias.shape[2] == 1 else bias[:, :, start : start + rows])
         weights = _softmax(weights, exact)
         votes = weights[..., :queries]
         if voters is not None:
-            votes = votes * voters[:, None, start : start + chunk, None]
+            votes = votes * voters[:, None, start : start + rows, None]
         received = received + votes.sum(dim=(1, 2))
         diagonal.append(votes.diagonal(offset=start, dim1=2, dim2=3).sum(dim=1))
         dropped = F.dropout(weights, dropout) if dropout else weights
         context.append(torch.bmm(dropped.flatten(0, 1).to(v.dtype), v))
     whole = context[0] if len(context) == 1 else torch.cat(context, dim=1)
-    return whole.view_as(query), received / heads, torch.cat(diagonal, dim=1) / heads
+    return whole.view_as(query), received, torch.cat(diagonal, dim=1)
 
 
 def _softmax(logits: Tensor, dtype: torch.dtype) -> Tensor:
