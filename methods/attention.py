@@ -331,13 +331,15 @@ def attention_with_scores(
     cells = CUDA_CELLS if query.is_cuda else CELLS
     rows = max(1, min(queries, cells // keys))
     heads_at_once = max(1, min(heads, cells // (rows * keys)))
-    at_once = max(1, cells // (rows * keys * heads))
+    at_once = max(1, min(sequences, cells // (rows * keys * heads)))
+    graph = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    held = None if graph else query.new_empty(at_once * heads_at_once * rows * keys)
     done = []
     for start in range(0, sequences, at_once):
         own = slice(start, start + at_once)
         given = [None if x is None else x[own] for x in (bias, voters)]
         inputs = zip(*(x[own].split(heads_at_once, dim=1) for x in (query, key, value)), strict=True)
-        done.append(_joined([_scored(q, k, v, given[0], dropout, given[1], rows) for q, k, v in inputs]))
+        done.append(_joined([_scored(q, k, v, given[0], dropout, given[1], rows, held) for q, k, v in inputs]))
     context, received, diagonal = done[0] if len(done) == 1 else map(torch.cat, zip(*done, strict=True))
     return context, received / heads, diagonal / heads
 
@@ -354,9 +356,20 @@ def _joined(heads: list[_Scored]) -> _Scored:
 
 
 def _scored(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, voters: Tensor | None, rows: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    dropout: float,
+    voters: Tensor | None,
+    rows: int,
+    held: Tensor | None,
 ) -> _Scored:
-    """As `attention_with_scores`, `rows` query rows at a time; scores are sums over the heads."""
+    """As `attention_with_scores`, `rows` query rows at a time; scores are sums over the heads.
+
+    `held` has room for the logits of one block: without it each block's are allocated anew. None where a graph needs
+    them.
+    """
     sequences, heads, queries, size = query.shape
     exact = torch.promote_types(query.dtype, torch.float32)
     received = query.new_zeros(sequences, queries, dtype=exact)
@@ -365,7 +378,8 @@ def _scored(
     k = k.transpose(1, 2)
     for start in range(0, queries, rows):
         some = q[:, start : start + rows]
-        weights = torch.baddbmm(some.new_empty(()), some, k, beta=0, alpha=size**-0.5)
+        room = None if held is None else held[: some.shape[0] * some.shape[1] * k.shape[2]].view(*some.shape[:2], -1)
+        weights = torch.baddbmm(some.new_empty(()), some, k, beta=0, alpha=size**-0.5, out=room)
         weights = weights.view(sequences, heads, -1, key.shape[2])
         if bias is not None:
             weights = weights + (bias if bias.shape[2] == 1 else bias[:, :, start : start + rows])
