@@ -47,6 +47,12 @@ def test_a_loss_is_judged_by_its_interval(loss, verdict):
     assert findings.free_on_mrpc([own])[0] == verdict
 
 
+def test_a_loss_at_a_much_larger_speedup_does_not_decide_about_the_smaller_one():
+    loss = paired(-7.0, RNG.normal(-7, 0.4, 2_000))
+    verdicts = [findings.free_on_mrpc([one("transkimmer", 78.0, speed, against_dense=loss)])[0] for speed in (1.7, 2.5)]
+    assert verdicts == [findings.FAILS, findings.OPEN]
+
+
 def test_what_is_too_slow_is_not_free():
     own = one("transkimmer", 85.0, 1.2, against_dense=paired(0.0, RNG.normal(0, 0.1, 2_000)))
     assert findings.free_on_mrpc([own])[0] == findings.FAILS
