@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
-RESULTS = PROJECT_ROOT / "results"
+RESULTS: Path = PROJECT_ROOT / "results"
 Record = dict[str, Any]
 RECORD_KEYS = (
     "schema", "config_hash", "kind", "status", "error", "config", "metrics",
