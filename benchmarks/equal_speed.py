@@ -27,7 +27,6 @@ class Operating:
         loss: against the dense model; None where outcomes of single texts are unknown.
     """
 
-    title: str
     setting: str
     speedup: float
     score: float
@@ -82,7 +81,6 @@ def _operating(point: Point | None, dense: Point | None, random: Sequence[Point]
         loss = paired(point.score - dense.score, point.resampled - dense.resampled)
     beside = _nearest(random, _speedup(point))
     return Operating(
-        title=point.title,
         setting=point.setting,
         speedup=_speedup(point),
         score=point.score,
