@@ -234,8 +234,8 @@ def report(found: Sequence[Measured], command: str, source: Path) -> str:
         + ", ".join(f"{task} ({count:,} texts)" for task, count in texts.items())
         + ", the methods by the short recipe on few training rows (the tables name the commands). The papers "
         "train BERT-base on whole training sets. So *here* means here: a claim that fails on a small model with little "
-        "training may hold for theirs, and the reverse. The embedded sets show the machinery and judge no claim where real tasks have "
-        "been measured.",
+        "training may hold for theirs, and the reverse. The embedded sets show the machinery and judge no claim where "
+        "real tasks have been measured.",
         "",
         "A difference has its 95 % interval over draws of the evaluated texts, the same for both sides (paired "
         f"bootstrap); * marks those decided after Holm's correction over all of them, at {FAMILY_LEVEL:g} in all. "
