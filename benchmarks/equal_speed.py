@@ -1,4 +1,8 @@
-"""Methods at about the same speed-up: of all their measured settings the nearest one, its loss, and random dropping."""
+"""Methods at about the same speed-up: of all their measured settings the nearest one, its loss, and random dropping.
+
+Speed-ups count what is executed, but where a method's paper counts otherwise: these stand under the name of its account
+(`Traits.published_cost`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.comparable import Comparison, read_comparisons
+import methods
+from benchmarks.comparable import Comparison, first_split, read_comparisons
 from benchmarks.compared import Difference, paired
 from benchmarks.pareto_rows import Point, points_of
 
@@ -23,11 +28,13 @@ class Operating:
     """A method's setting that is nearest to a speed-up, without padding.
 
     Attributes:
+        seeds: whose mean the score is.
         score, random_score: percent, the latter of random dropping at about the same speed-up; None without one.
         loss: against the dense model; None where outcomes of single texts are unknown.
     """
 
     setting: str
+    seeds: int
     speedup: float
     score: float
     loss: Difference | None
@@ -49,13 +56,13 @@ def of_comparison(comparison: Comparison) -> list[tuple[str, list[Operating | No
     points = points_of(comparison)
     dense = next((point for point in points if point.method == "dense"), None)
     random = [point for point in points if point.method == "random"]
-    titles = dict.fromkeys(point.title for point in points if point.method not in BESIDE)
+    mine: dict[str, list[Point]] = {}
+    for point in points:
+        if point.method not in BESIDE:
+            account = methods.lookup(point.method).traits.published_cost
+            mine.setdefault(f"{point.title}, {account}" if account else point.title, []).append(point)
     return [
-        (
-            title,
-            [_operating(_nearest([p for p in points if p.title == title], speed), dense, random) for speed in SPEEDS],
-        )
-        for title in titles
+        (title, [_operating(_nearest(those, speed), dense, random) for speed in SPEEDS]) for title, those in mine.items()
     ]
 
 
@@ -70,7 +77,9 @@ def _nearest(points: Sequence[Point], speed: float) -> Point | None:
 
 
 def _speedup(point: Point) -> float:
-    return float(np.mean(point.speedups("none")))
+    account = methods.lookup(point.method).traits.published_cost
+    costs = [first_split(record)["cost"]["padding"]["none"] for record in point.records]
+    return float(np.mean([(cost["extra"][account] if account else cost)["speedup"] for cost in costs]))
 
 
 def _operating(point: Point | None, dense: Point | None, random: Sequence[Point]) -> Operating | None:
@@ -82,6 +91,7 @@ def _operating(point: Point | None, dense: Point | None, random: Sequence[Point]
     beside = _nearest(random, _speedup(point))
     return Operating(
         setting=point.setting,
+        seeds=len(point.records),
         speedup=_speedup(point),
         score=point.score,
         loss=loss,

@@ -306,7 +306,8 @@ def _operating(one: Operating | None) -> str:
         return DASH
     loss = f", {one.loss.text}" if one.loss else ""
     beside = "" if one.random_score is None else f" (random {one.random_score:.1f} at {one.random_speedup:.2f}x)"
-    return f"{one.score:.1f} at {one.speedup:.2f}x{loss}{beside}"
+    seeds = f", {one.seeds} seeds" if one.seeds > 1 else ""
+    return f"{one.score:.1f} at {one.speedup:.2f}x{seeds}{loss}{beside}"
 
 
 def _plain(found: Sequence[Measured]) -> list[dict[str, Any]]:

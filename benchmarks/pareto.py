@@ -82,7 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         type=float,
         metavar="S",
-        help="instead of fixed settings train those that come near these speed-ups, --points at most for each",
+        help="instead of fixed settings train those that come near these speed-ups, --points at most for each; what "
+        "needs no training is turned as well until it is near them",
     )
     add(
         "--budget",

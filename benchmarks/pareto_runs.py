@@ -222,7 +222,7 @@ def _run(
         if speedups and SpeedSearch.can(job.experiment):
             key = _method_key(job.experiment)
             if key not in searches:
-                searches[key] = SpeedSearch(job.experiment, speedups, points)
+                searches[key] = SpeedSearch(job.experiment, speedups, points, list(others))
             others += searches[key].after(job.experiment, record)
         return [_job(other) for other in others]
 

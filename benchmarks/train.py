@@ -91,7 +91,7 @@ def train_stage(
             together with a snapshot.
     Returns:
         Plain data for the record: updates, seconds, mean loss terms of the last tenth, means of what the method
-        observed, what a search found.
+        observed, the held-out score of each epoch where the best is kept, what a search found.
     Raises:
         ArithmeticError: the loss is not finite. ValueError: the stage needs a `trial`.
     """
@@ -101,8 +101,8 @@ def train_stage(
     updates = updates_of(stage, len(features))
     reducer.begin_stage(stage, updates)
     started, position = time.perf_counter(), Position()
+    best = _Best(reducer, trial if stage.select == "best" else None)
     if updates:
-        best = _Best(reducer, trial if stage.select == "best" else None)
         training = _Training(reducer, stage, updates, compute, best, team or Team())
         position = training.resume(partial)
         if position.done:
@@ -128,6 +128,8 @@ def train_stage(
     outcome = {"stage": stage.name, "updates": updates, "seconds": round(seconds, 3), "loss_terms": means}
     if reducer.observed:
         outcome["observed"] = {name: sum(values) / len(values) for name, values in reducer.observed.items()}
+    if best.scores:
+        outcome["held_out_scores"] = best.scores
     return outcome | ({} if found is None else {"search": found})
 
 
@@ -236,7 +238,7 @@ class _Training:
             "stage": self._stage.name,
             "position": asdict(position),
             "observed": self._reducer.observed,
-            "best": self._best.value,
+            "held_out_scores": self._best.scores,
         }
         return snapshot
 
@@ -259,7 +261,7 @@ class _Training:
             states.setdefault(int(number), {})[key] = tensor
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": states, "param_groups": groups})
-        self._best.value, self._best.weights = snapshot.state["best"], snapshot.part("best") or None
+        self._best.scores, self._best.weights = snapshot.state["held_out_scores"], snapshot.part("best") or None
         self._reducer.observed.clear()
         self._reducer.observed.update(snapshot.state["observed"])
         return Position(**snapshot.state["position"])
@@ -295,20 +297,29 @@ def _optimizer(groups: list[tuple[ParameterGroup, list[nn.Parameter]]], stage: S
 
 
 class _Best:
-    """Remembers the weights of the epoch with the best held-out score, where a stage asks for it."""
+    """Remembers the weights of the epoch with the best held-out score, where a stage asks for it.
+
+    Attributes:
+        scores: of every epoch so far, None where it could not be selected.
+    """
 
     def __init__(self, reducer: TokenReducer, trial: Callable[[TokenReducer], Trial] | None) -> None:
         self._reducer, self._trial = reducer, trial
-        self.value = -math.inf
+        self.scores: list[float | None] = []
         self.weights: dict[str, torch.Tensor] | None = None
 
     def consider(self) -> None:
-        if self._trial is None or not self._reducer.selectable():
+        if self._trial is None:
             return
-        value = self._trial(self._reducer).score
+        if not self._reducer.selectable():
+            self.scores.append(None)
+            return
+        best = max((score for score in self.scores if score is not None), default=-math.inf)
+        score = self._trial(self._reducer).score
+        self.scores.append(score)
         self._reducer.train()
-        if value > self.value:
-            self.value, self.weights = value, copy.deepcopy(self._reducer.state_dict())
+        if score > best:
+            self.weights = copy.deepcopy(self._reducer.state_dict())
 
     def restore(self) -> None:
         if self.weights is not None:

@@ -109,7 +109,7 @@ class DeFormer(TokenReducer):
         unsupported={"single_text": "it decomposes the two texts of a pair, one of which is known beforehand"},
         published_cost=WARM,
     )
-    sweep = Sweep(option="split", values=(0.25, 0.5, 1.0))
+    sweep = Sweep(option="split", values=(0.0, 0.25, 0.5, 1.0))  # 0: the joint model, its second text's positions anew
 
     def build(self) -> None:
         self.cache: PassageCache | None = None

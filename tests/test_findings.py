@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+import methods
 from benchmarks import findings
 from benchmarks.compared import Measured, holm, measured, paired
 from benchmarks.environment import PROJECT_ROOT
@@ -127,6 +128,17 @@ def test_of_each_method_the_setting_nearest_to_a_speed_is_shown(tmp_path, speed,
     assert one.random_score == (70.0 if speed == 2.0 else None)
     assert one.loss.points == pytest.approx(-10.0) and one.loss.low < -10.0 < one.loss.high < 0.0
     assert at_speeds(tmp_path, ["SST-2"]) == []
+
+
+def test_speeds_are_those_that_the_method_s_paper_counts_and_the_title_says_so(tmp_path):
+    account = methods.lookup("deformer").traits.published_cost
+    cost = {"texts": 40, "padding": {"none": {"speedup": 1.01, "extra": {account: {"speedup": 1.9}}}}}
+    splits = {"validation": {"scores": {"accuracy": 0.8}, "cost": cost, "retention": None}}
+    write_record(tmp_path, "dense", speedup=1.0)
+    write_record(tmp_path, "deformer", metrics={"splits": splits})
+    ((_, title, (slow, fast)),) = at_speeds(tmp_path, ["mood"])
+    assert title == f"DeFormer, {account}" and slow is None
+    assert fast.speedup == 1.9 and fast.seeds == 1 and fast.loss is not None
 
 
 def test_no_table_is_said(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import methods
 from benchmarks import glue, pareto
 from benchmarks.cli import open_session, parser, run_command
 from benchmarks.comparable import Comparison, read_comparisons
+from benchmarks.experiments import Experiment
 from benchmarks.pareto_rows import UNPADDED, hypervolumes, pareto_rows, reported_rows
 from benchmarks.pareto_runs import planned, setting_text, spread
 from benchmarks.pareto_search import SpeedSearch
@@ -143,14 +145,60 @@ def test_a_search_comes_near_its_speedups_by_few_trainings(world, monkeypatch, n
     knob, search, asked, found = methods.lookup(name).traits.knob, SpeedSearch(own, (1.5, 3.0), 4), [own], []
     while asked:
         (experiment,) = asked
-        speedup = 5 ** knob.pressure(experiment.config().options[knob.option])
-        found.append(speedup)
-        splits = {"validation": {"cost": {"padding": {"none": {"speedup": speedup}}}}}
-        asked = search.after(experiment, {"status": "ok", "metrics": {"score": 0.5, "splits": splits}})
+        found.append(5 ** knob.pressure(experiment.config().options[knob.option]))
+        asked = told(search, experiment, found[-1])
         assert not asked or asked[0].config().hash != experiment.config().hash
     assert all(min(abs(speedup / target - 1) for speedup in found) <= NEAR for target in (1.5, 3.0))
     assert len(found) <= 6
     assert search.after(own, {"status": "failed"}) == []
+
+
+def told(search: SpeedSearch, experiment: Experiment, speedup: float, **more: object) -> list[Experiment]:
+    """What the search asks for when the experiment has that speed-up."""
+    splits = {"validation": {"cost": {"padding": {"none": {"speedup": speedup}}}}}
+    return search.after(experiment, {"status": "ok", "metrics": {"score": 0.5, "splits": splits, **more}})
+
+
+def threshold_speedup(threshold: float) -> float:
+    """As of off-ramps that know little: no text leaves below 0.65, at 0.68 all have."""
+    return float(np.interp(threshold, [0.65, 0.68], [1.1, 5.0]))
+
+
+def test_a_knob_that_needs_no_training_is_turned_where_the_usual_settings_jump(world, monkeypatch):
+    monkeypatch.setenv("SKIMBENCH_HOME", str(world[0] / "home"))
+    session = open_session(parser(pareto.SUITE).parse_args(bare([*world[1][: -len(SWEPT)], "deebert"])), pareto.SUITE)
+    own = planned(session, 1)[-1]
+    others = [replace(own, turned=value) for value in (0.2, 0.69)]
+    search = SpeedSearch(own, (1.5, 2.0), 2, others)
+    assert told(search, own, 1.1, options_after_training={"threshold": 0.55}) == []
+    assert told(search, others[0], 1.1) == []
+    asked, found = told(search, others[1], 5.0), []
+    while asked:
+        (experiment,) = asked
+        assert experiment.config().extra["swept"] == "threshold"
+        found.append(threshold_speedup(experiment.turned))
+        asked = told(search, experiment, found[-1])
+    assert all(min(abs(speedup / target - 1) for speedup in found) <= NEAR for target in (1.5, 2.0))
+    assert len(found) <= 20
+
+
+def test_no_search_where_a_usual_setting_is_near_or_nothing_lies_between(world, monkeypatch):
+    monkeypatch.setenv("SKIMBENCH_HOME", str(world[0] / "home"))
+    session = open_session(parser(pareto.SUITE).parse_args(bare([*world[1][: -len(SWEPT)], "pabee"])), pareto.SUITE)
+    own = planned(session, 1)[-1]
+    speeds = {3: 1.0, 2: 1.1, 1: 3.0}  # of every patience with three layers
+    others = [replace(own, turned=value) for value in (2, 1)]
+    search = SpeedSearch(own, (1.15,), 2, others)
+    assert told(search, own, 1.0, options_after_training={"patience": 3}) == []
+    assert told(search, others[0], 1.1) == told(search, others[1], 3.0) == []
+    stepped = SpeedSearch(own, (2.0,), 2, others)
+    assert told(stepped, own, 1.0, options_after_training={"patience": 3}) == []
+    assert told(stepped, others[0], 1.1) == []
+    asked, turned = told(stepped, others[1], 3.0), []
+    while asked:
+        turned.append(asked[0].turned)
+        asked = told(stepped, asked[0], speeds[asked[0].turned])
+    assert len(turned) <= 1 and not {1, 2} & set(turned)  # a setting that is known is not scored again
 
 
 def bare(arguments: list[str]) -> list[str]:

@@ -113,7 +113,9 @@ def test_best_epoch_is_kept():
         return methods.Trial(score=next(scores), macs=1.0, dense_macs=1.0)
 
     reducer = fresh()
-    train_stage(reducer, STAGE.but(epochs=3, select="best"), features(), 0, seed=1, compute=Compute(), trial=trial)
+    best_of_3 = STAGE.but(epochs=3, select="best")
+    outcome = train_stage(reducer, best_of_3, features(), 0, seed=1, compute=Compute(), trial=trial)
+    assert outcome["held_out_scores"] == [0.2, 0.9, 0.1]
     assert all(torch.equal(seen[1][key], value) for key, value in reducer.state_dict().items())
     assert not torch.equal(seen[2]["model.classifier.weight"], reducer.state_dict()["model.classifier.weight"])
 
@@ -128,7 +130,9 @@ def test_unselectable_weights_are_never_the_best(monkeypatch):
         kept.append({key: value.clone() for key, value in candidate.state_dict().items()})
         return methods.Trial(score=next(scores), macs=1.0, dense_macs=1.0)
 
-    train_stage(reducer, STAGE.but(epochs=3, select="best"), features(), 0, seed=1, compute=Compute(), trial=trial)
+    best_of_3 = STAGE.but(epochs=3, select="best")
+    outcome = train_stage(reducer, best_of_3, features(), 0, seed=1, compute=Compute(), trial=trial)
+    assert outcome["held_out_scores"] == [None, 0.2, 0.1]
     assert len(kept) == 2 and all(torch.equal(kept[0][key], value) for key, value in reducer.state_dict().items())
 
 
