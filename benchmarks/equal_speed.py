@@ -62,7 +62,8 @@ def of_comparison(comparison: Comparison) -> list[tuple[str, list[Operating | No
             account = methods.lookup(point.method).traits.published_cost
             mine.setdefault(f"{point.title}, {account}" if account else point.title, []).append(point)
     return [
-        (title, [_operating(_nearest(those, speed), dense, random) for speed in SPEEDS]) for title, those in mine.items()
+        (title, [_operating(_nearest(those, speed), dense, random) for speed in SPEEDS])
+        for title, those in mine.items()
     ]
 
 
