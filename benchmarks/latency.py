@@ -139,28 +139,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that sees memory logs its start and stop otherwise
     arguments = parser().parse_args(argv)
-    _check(arguments)
-    if arguments.model is None or Path(arguments.model).exists():
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    import torch
-
     from benchmarks import latency_table
 
-    torch.set_num_threads(arguments.threads or torch.get_num_threads())
     store = RunStore.open(arguments.results, force=arguments.force)
     console = open_console(quiet=arguments.json)
-    records, failures, paths = [], [], []
-    for name in dict.fromkeys(arguments.tasks):
-        bench = bench_of(arguments, name)
-        console.print(_introduction(bench), highlight=False)
-        for batch_size in dict.fromkeys(arguments.batch_sizes):
-            record = measure(bench, batch_size, store, quiet=arguments.quiet or arguments.json)
-            if record["status"] == "ok":
-                records.append(record)
-            else:
-                failures.append(f"{bench.task.title}, batch {batch_size}: {record['error']}")
+    records, failures = taken(arguments, store, quiet=arguments.json)
+    paths = []
     command = shlex.join(["python", "-m", "benchmarks.latency", *(sys.argv[1:] if argv is None else argv)])
     if records:
         latency_table.show(records, console)
@@ -172,6 +157,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def taken(arguments: argparse.Namespace, store: RunStore, *, quiet: bool = False) -> tuple[list[Record], list[str]]:
+    """The records that a command line asks for, measured where there are none, and what failed."""
+    _check(arguments)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that sees memory logs its start and stop otherwise
+    if arguments.model is None or Path(arguments.model).exists():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    console = open_console(quiet=quiet)
+    records, failures = [], []
+    for name in dict.fromkeys(arguments.tasks):
+        bench = bench_of(arguments, name)
+        console.print(_introduction(bench), highlight=False)
+        for batch_size in dict.fromkeys(arguments.batch_sizes):
+            record = measure(bench, batch_size, store, quiet=arguments.quiet or quiet)
+            if record["status"] == "ok":
+                records.append(record)
+            else:
+                failures.append(f"{bench.task.title}, batch {batch_size}: {record['error']}")
+    return records, failures
 
 
 def _check(arguments: argparse.Namespace) -> None:

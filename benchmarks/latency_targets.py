@@ -11,246 +11,24 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from benchmarks import latency, latency_profile, training_time
+from benchmarks import attention_time, latency, latency_profile, training_time
 from benchmarks.cli import OWN_RESULTS, run_command
 from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import Parser, UserError
 from benchmarks.files import writing
-from benchmarks.runs import CorruptRecord, Record, RunConfig, RunStore, read_record
+from benchmarks.latency_cells import ATTENTION, SCHEDULES, TRAINING, Cell, Row, cells, judged, newest
+from benchmarks.runs import RunStore
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TABLE = "latency_targets"
-TEXTS = "orange_20news"  # the longest that are embedded
-LIGHT = ("transkimmer", "tr_bert", "lot", "deebert", "pabee")  # decide by hidden states
-RANKING = ("power_bert", "lat", "ltp", "top")  # decide by attention received
-SCHEDULES, DTYPES = ("2x", "4x", "6x"), ("float32", "bfloat16")
-ATTENTION, TRAINING = "attention", "training"
-ATTENTION_TOKENS, ATTENTION_ROUNDS = 512, 20
 PROFILE_ROUNDS = 3
-GPU_SHAPES, GPU_ROUNDS = ((32, 128), (128, 128), (32, 512), (128, 512)), 5  # texts, tokens of the longest
-GPU_LEAST = 0.80  # realisation of every method
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One run that targets are read from.
-
-    Attributes:
-        name: as `--measure` takes it. title: as tables print it. arguments: of the command that measures it.
-        device: that it is measured on. finds: fields of a record's configuration, "extra" among them, that make it the
-            cell's.
-    """
-
-    name: str
-    title: str
-    arguments: tuple[str, ...] = ()
-    kind: str = latency.KIND
-    device: str = "cpu"
-    finds: Mapping[str, Any]
-
-    def has(self, record: Record) -> bool:
-        """Whether a record is one of this cell."""
-        config = record["config"]
-        fields = config | config["extra"]
-        known = (config["kind"], config["device"]) == (self.kind, self.device)
-        return known and all(fields.get(name) == value for name, value in self.finds.items())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A target and what was measured; `least` or `most` is the bound, the other is None."""
-
-    cell: str
-    title: str
-    method: str
-    name: str
-    at: str
-    quantity: str
-    value: float
-    cpu: float | None
-    bound: float | None = None
-    least: float | None = None
-    most: float | None = None
-    record: str = ""
-
-    @property
-    def met(self) -> bool:
-        """Whether the wall clock is within the bound."""
-        return (self.least is None or self.value >= self.least) and (self.most is None or self.value <= self.most)
-
-    @property
-    def target(self) -> str:
-        """The bound as printed."""
-        return f">= {self.least:.2f}" if self.least is not None else f"<= {self.most:.2f}"
-
-
-def cells() -> dict[str, Cell]:
-    """All cells, by name, in the order in which they are measured."""
-    found = []
-    shared: tuple[str, ...] = ("--tasks", TEXTS, "--threads", "1", "--device", "cpu", "--padding", "batch", "none")
-    shared += ("--methods", *LIGHT, *RANKING, "--rounds", "3")
-    single: dict[str, Any] = {
-        "batch_size": 1,
-        "max_length": 128,
-        "threads": 1,
-        "schedules": list(SCHEDULES),
-        "dtype": "float32",
-    }
-    single["times_only"] = None  # overheads need the replays
-    found.append(
-        Cell(
-            name="batch1",
-            title="batch 1, 128 tokens, float32",
-            arguments=(*shared, "--batch-sizes", "1", "--max-length", "128", "--texts", "8", "--schedule", *SCHEDULES),
-            finds=single,
-        )
-    )
-    for dtype in DTYPES:
-        for size, length in ((32, 128), (8, 384)):
-            for schedule in SCHEDULES:
-                own = ("--batch-sizes", str(size), "--texts", str(size), "--max-length", str(length))
-                found.append(
-                    Cell(
-                        name=f"batch{size}-{dtype}-{schedule}",
-                        title=f"batch {size} x {length}, {dtype}",
-                        arguments=(*shared, *own, "--dtype", dtype, "--schedule", schedule, "--times-only"),
-                        finds={
-                            "batch_size": size,
-                            "max_length": length,
-                            "threads": 1,
-                            "schedules": [schedule],
-                            "dtype": dtype,
-                            "times_only": True,
-                        },
-                    )
-                )
-    found.append(
-        Cell(
-            name=TRAINING,
-            title="training step, masked",
-            arguments=("--threads", "1", "--device", "cpu"),
-            kind=training_time.KIND,
-            finds={"threads": 1, "dtype": "float32", "lengths": list(training_time.LENGTHS)},
-        )
-    )
-    attention = f"attention with column means, {ATTENTION_TOKENS} tokens"
-    found.append(Cell(name=ATTENTION, title=attention, kind="attention_time", finds={"tokens": ATTENTION_TOKENS}))
-    found += map(_gpu_cell, GPU_SHAPES)
-    return {cell.name: cell for cell in found}
-
-
-def _gpu_cell(shape: tuple[int, int]) -> Cell:
-    """Batches of one size on a GPU, every schedule in one run."""
-    size, length = shape
-    texts = ("--tasks", TEXTS, "--batch-sizes", str(size), "--texts", str(size), "--max-length", str(length))
-    how = ("--device", "cuda", "--dtype", "bfloat16", "--padding", "batch", "none", "--rounds", str(GPU_ROUNDS))
-    what = ("--methods", *LIGHT, *RANKING, "--schedule", *SCHEDULES, "--times-only")
-    return Cell(
-        name=f"gpu-batch{size}x{length}",
-        title=f"batch {size} x {length}, bfloat16, GPU",
-        arguments=(*texts, *how, *what),
-        device="cuda",
-        finds={"batch_size": size, "max_length": length, "dtype": "bfloat16"},
-    )
-
-
-def newest(root: Path, cell: Cell) -> Record | None:
-    """The cell's last finished record below a results folder."""
-    records = []
-    for path in (root / "runs" / cell.kind).rglob("*.json"):
-        try:
-            record = read_record(path)
-        except CorruptRecord:
-            continue
-        if record["status"] == "ok" and cell.has(record):
-            records.append(record)
-    return max(records, key=lambda record: record["started_at"], default=None)
-
-
-def judged(cell: Cell, record: Record) -> Iterator[Row]:
-    """The targets that a record of the cell decides."""
-    shared: dict[str, Any] = {"cell": cell.name, "title": cell.title, "record": record["config_hash"]}
-    if cell.name == ATTENTION:
-        (wall, *_), (cpu, *_) = record["metrics"]["wall"], record["metrics"]["cpu"]
-        yield Row(**shared, method="", name="", at="", quantity="time / plain", value=wall, cpu=cpu, most=1.25)
-        return
-    for subject in record["metrics"]["subjects"]:
-        own = shared | {"method": subject["method"], "name": subject["title"]}
-        if cell.name == TRAINING:
-            if subject["key"] != training_time.STOCK:
-                passes = subject["passes"]
-                value, cpu = subject["wall"][0] / passes, subject["cpu"][0] / passes
-                quantity = "time / passes of stock"
-                yield Row(**own, at=subject["stage"], quantity=quantity, value=value, cpu=cpu, most=1.20)
-        elif subject["key"] == "dense":
-            against = subject["against"]["batch"]
-            flops = 1.0 if cell.device == "cuda" else against["flops"]
-            value, cpu = against["wall"][0] / flops, against["cpu"][0] / flops
-            least, quantity = (0.98, "stock / time") if flops == 1 else (0.97, "gain / that of tokens")
-            if cell.device == "cuda":
-                least = 1.0
-            yield Row(**own, at="unpadded", quantity=quantity, value=value, cpu=cpu, least=least)
-        elif subject["method"] != "dense":
-            yield _of_method(own, subject, cell)
-
-
-def _of_method(own: Mapping[str, Any], subject: Mapping[str, Any], cell: Cell) -> Row:
-    against = subject["against"]["none"]
-    bound = against["bare_cpu"][0] / against["flops"] if "bare_cpu" in against else None
-    if cell.name == "batch1":
-        wall, cpu = (subject["overhead"][clock][0] for clock in ("wall", "cpu"))
-        return Row(**own, at=subject["schedule"], quantity="overhead", value=wall, cpu=cpu, bound=bound, most=1.15)
-    value, cpu = (against[clock][0] / against["flops"] for clock in ("wall", "cpu"))
-    least = GPU_LEAST if cell.device == "cuda" else 0.90 if subject["method"] in RANKING else 0.95
-    return Row(**own, at=subject["schedule"], quantity="realisation", value=value, cpu=cpu, bound=bound, least=least)
-
-
-def measure_attention(store: RunStore) -> Record:
-    """Attention of one text of BERT-base's width, with and without the scores, on one thread."""
-    import torch
-
-    from benchmarks.environment import environment
-    from benchmarks.timing import Ratio, interleave
-
-    torch.set_num_threads(1)
-    extra = {"tokens": ATTENTION_TOKENS, "threads": 1, "machine": environment()["cpu"]["model"]}
-    config = RunConfig(
-        kind="attention_time", task="random_texts", method="scores", backbone="bert-base", data={}, seed=0, extra=extra
-    )
-
-    def compute() -> dict[str, Any]:
-        with torch.inference_mode():
-            samples = interleave(attention_runs(), rounds=ATTENTION_ROUNDS)
-        plain, scored = samples["plain"], samples["scored"]
-        return {
-            "wall": Ratio.of(scored.wall_s, plain.wall_s).as_list(),
-            "cpu": Ratio.of(scored.cpu_s, plain.cpu_s).as_list(),
-        }
-
-    return store.run(config, compute)
-
-
-def attention_runs() -> dict[str, Callable[[], object]]:
-    """What is compared."""
-    import torch
-
-    from methods.attention import packed_attention
-
-    torch.manual_seed(0)
-    query, key, value = torch.randn(3, ATTENTION_TOKENS, 12, 64).unbind()
-    lengths = [ATTENTION_TOKENS]
-    return {
-        "plain": lambda: packed_attention(query, key, value, lengths, lengths),
-        "scored": lambda: packed_attention(query, key, value, lengths, lengths, scores=True),
-    }
 
 
 def frame_of(rows: Sequence[Row], root: Path) -> pd.DataFrame:
@@ -346,7 +124,7 @@ def _operators(cell: Cell, missed: set[tuple[str, str]]) -> tuple[pd.DataFrame, 
 
     runs: dict[str, Callable[[], object]]
     if cell.name == ATTENTION:
-        runs = attention_runs()
+        runs = attention_time.runs()
     else:
         kept = {training_time.STOCK} | {f"{method}@{stage}" for method, stage in missed}
         names = sorted({method for method, _ in missed} - {"dense"})
@@ -387,12 +165,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in known:
             raise UserError(f"--measure takes cells, {', '.join(known)}; got '{name}'")
     store = RunStore.open(arguments.results, force=arguments.force)
-    failed = [name for name in known if wanted is not None and name in (wanted or _measurable(known))]
-    failed = [name for name in failed if not _measured(known[name], arguments, store)]
+    chosen = [name for name in known if wanted is not None and name in (wanted or _measurable(known))]
+    failed = [f"{name}: {error}" for name in chosen for error in _measure(known[name], store, quiet=arguments.json)]
     records = {name: record for name, cell in known.items() if (record := newest(store.root, cell)) is not None}
     rows = [row for name, record in records.items() for row in judged(known[name], record)]
-    from benchmarks import latency_table
-
     console = open_console(quiet=arguments.json)
     command = shlex.join(["python", "-m", f"benchmarks.{TABLE}", *(sys.argv[1:] if argv is None else argv)])
     if not rows:
@@ -405,9 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     frame = frame_of(rows, store.root)
     print_table(frame.drop(columns="records"), "Targets of speed", console)
     absent = [name for name in known if name not in records]
-    timed = [record for record in records.values() if record["config"]["kind"] == latency.KIND]
-    paths = latency_table.write(timed, store.root, command) if timed else []
-    paths = [*paths, *write(rows, absent, store.root, command)]
+    paths = write(rows, absent, store.root, command)
     for path in paths:
         console.print(f"written: {path}", highlight=False, soft_wrap=True)
     answer(arguments, rows=rows_of(frame), absent=absent, failures=failed, tables=paths, command=command)
@@ -423,14 +197,15 @@ def _measurable(known: Mapping[str, Cell]) -> list[str]:
     return [name for name, cell in known.items() if cell.device == "cpu" or torch.cuda.is_available()]
 
 
-def _measured(cell: Cell, arguments: argparse.Namespace, store: RunStore) -> bool:
-    """Whether a cell has its record now."""
-    if cell.name == ATTENTION:
-        return measure_attention(store)["status"] == "ok"
-    command = training_time.main if cell.kind == training_time.KIND else latency.main
-    force = ["--force"] if arguments.force else []
-    with redirect_stdout(sys.stderr if arguments.json else sys.stdout):
-        return command([*cell.arguments, "--results", str(arguments.results), *force]) == 0
+def _measure(cell: Cell, store: RunStore, *, quiet: bool) -> list[str]:
+    """Take a cell's record where there is none; returns what failed."""
+    if cell.kind == latency.KIND:
+        return latency.taken(latency.parser().parse_args(cell.arguments), store, quiet=quiet)[1]
+    if cell.kind == training_time.KIND:
+        record = training_time.taken(training_time.parser().parse_args(cell.arguments), store)
+    else:
+        record = attention_time.measure(store)
+    return [] if record["status"] == "ok" else [record["error"]]
 
 
 if __name__ == "__main__":

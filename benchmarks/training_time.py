@@ -212,16 +212,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     arguments = parser().parse_args(argv)
-    _check(arguments)
-    import torch
-
-    from benchmarks.cli import chosen_device
-    from benchmarks.strategy import check_methods
-
-    check_methods(arguments.methods or ())
-    torch.set_num_threads(arguments.threads or torch.get_num_threads())
     store = RunStore.open(arguments.results, force=arguments.force)
-    record = _record(arguments, chosen_device(arguments.device), store)
+    record = taken(arguments, store)
     if record["status"] != "ok":
         print(f"failed: {record['error']}", file=sys.stderr)
         return 1
@@ -245,14 +237,21 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{flag} must be at least 1, got {value}")
 
 
-def _record(arguments: argparse.Namespace, device: str, store: RunStore) -> Record:
+def taken(arguments: argparse.Namespace, store: RunStore) -> Record:
+    """The record that a command line asks for, measured where there is none."""
+    _check(arguments)
     import torch
 
     import methods
+    from benchmarks.cli import chosen_device
     from benchmarks.environment import environment
     from benchmarks.latency import RANDOM_SHAPE
+    from benchmarks.strategy import check_methods
     from benchmarks.train import Compute
 
+    check_methods(arguments.methods or ())
+    device = chosen_device(arguments.device)
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
     names = arguments.methods or [name for name in methods.available() if name != "random"]
     skipped = {"dense", *(name for name in names if "single_text" in methods.lookup(name).traits.unsupported)}
     names = [name for name in dict.fromkeys(names) if name not in skipped]

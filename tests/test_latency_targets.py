@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import latency_targets, runs
+from benchmarks import attention_time, latency_targets, runs
 from benchmarks.cli import run_command
-from benchmarks.latency_targets import Cell, cells, judged, newest
+from benchmarks.latency_cells import Cell, cells, judged, newest
 from benchmarks.runs import RunConfig, RunStore, make_record
 from tests.small_world import write_model, write_sentences
 
@@ -120,8 +120,8 @@ def world(tmp_path, monkeypatch):
     write_model(tmp_path / "model")
     write_sentences(tmp_path / "data", rows=8)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(latency_targets, "ATTENTION_TOKENS", 32)
-    monkeypatch.setattr(latency_targets, "ATTENTION_ROUNDS", 2)
+    monkeypatch.setattr(attention_time, "TOKENS", 32)
+    monkeypatch.setattr(attention_time, "ROUNDS", 2)
     arguments = ["--model", "model", "--data-dir", "data", "--tasks", "mood", "--device", "cpu", "--threads", "1"]
     arguments += ["--batch-sizes", "1", "--schedule", "1.2x", "--methods", "ltp", "--rounds", "2", "--quiet"]
     small = [
@@ -143,6 +143,8 @@ def test_the_command_measures_judges_and_explains(world, monkeypatch, capsys):
     assert "Missed: " in page and "LTP 1.2x: overhead" in page and "| Rest" in page
     before = {path: path.read_bytes() for path in (world / "r").rglob("*.json")}
     assert len(before) == 2
+    tables = {path.stem for path in (world / "r").rglob("*.csv")}
+    assert tables == {"latency_targets"}  # those of `benchmarks.latency` are its own
     capsys.readouterr()
     assert run_command(latency_targets.main, ["--results", "r", "--measure", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
