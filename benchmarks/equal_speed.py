@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 import methods
 from benchmarks.comparable import Comparison, first_split, read_comparisons
@@ -30,7 +31,8 @@ class Operating:
     Attributes:
         seeds: whose mean the score is.
         score, random_score: percent, the latter of random dropping at about the same speed-up; None without one.
-        loss: against the dense model; None where outcomes of single texts are unknown.
+        loss: against the dense model. drawn: (draws,) scores on texts drawn anew, the same ones for every method; both
+            None where outcomes of single texts are unknown.
     """
 
     setting: str
@@ -40,31 +42,35 @@ class Operating:
     loss: Difference | None
     random_score: float | None
     random_speedup: float | None
+    drawn: NDArray[np.float64] | None = field(compare=False, repr=False, default=None)
 
 
-def at_speeds(source: Path, titles: Sequence[str]) -> list[tuple[str, str, list[Operating | None]]]:
-    """Of the tasks called `titles`: (task, method, its setting nearest to each of `SPEEDS` or None)."""
-    found = []
-    for comparison in read_comparisons(source):
-        if comparison.title in titles:
-            found += [(comparison.title, *row) for row in of_comparison(comparison)]
-    return found
+@dataclass(frozen=True)
+class AtSpeeds:
+    """Of one method on one task the setting nearest to each of `SPEEDS`, None where none is near."""
+
+    task: str
+    method: str
+    title: str
+    settings: tuple[Operating | None, ...]
 
 
-def of_comparison(comparison: Comparison) -> list[tuple[str, list[Operating | None]]]:
-    """The same of one task."""
+def at_speeds(source: Path, titles: Sequence[str]) -> list[AtSpeeds]:
+    """Of every method on the tasks called `titles`."""
+    return [one for comparison in read_comparisons(source) if comparison.title in titles for one in _of(comparison)]
+
+
+def _of(comparison: Comparison) -> list[AtSpeeds]:
     points = points_of(comparison)
     dense = next((point for point in points if point.method == "dense"), None)
     random = [point for point in points if point.method == "random"]
-    mine: dict[str, list[Point]] = {}
-    for point in points:
-        if point.method not in BESIDE:
-            account = methods.lookup(point.method).traits.published_cost
-            mine.setdefault(f"{point.title}, {account}" if account else point.title, []).append(point)
-    return [
-        (title, [_operating(_nearest(those, speed), dense, random) for speed in SPEEDS])
-        for title, those in mine.items()
-    ]
+    found = []
+    for method in dict.fromkeys(point.method for point in points if point.method not in BESIDE):
+        mine = [point for point in points if point.method == method]
+        title, account = mine[0].title, methods.lookup(method).traits.published_cost
+        settings = tuple(_operating(_nearest(mine, speed), dense, random) for speed in SPEEDS)
+        found.append(AtSpeeds(comparison.title, method, f"{title}, {account}" if account else title, settings))
+    return found
 
 
 def _nearest(points: Sequence[Point], speed: float) -> Point | None:
@@ -98,4 +104,5 @@ def _operating(point: Point | None, dense: Point | None, random: Sequence[Point]
         loss=loss,
         random_score=None if beside is None else beside.score,
         random_speedup=None if beside is None else _speedup(beside),
+        drawn=point.resampled,
     )

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import methods
-from benchmarks import findings
+from benchmarks import claims, findings
 from benchmarks.compared import Measured, holm, measured, paired
 from benchmarks.environment import PROJECT_ROOT
-from benchmarks.equal_speed import SPEEDS, at_speeds
+from benchmarks.equal_speed import SPEEDS, AtSpeeds, Operating, at_speeds
 from benchmarks.errors import UserError
 from tests.written_records import write_record
 
@@ -40,74 +40,107 @@ def test_a_difference_and_its_interval():
     assert paired(0.0, np.zeros(10)).p == 1
 
 
-@pytest.mark.parametrize(("loss", "verdict"), [(0.0, findings.HOLDS), (-1.0, findings.OPEN), (-4.0, findings.FAILS)])
+@pytest.mark.parametrize(("loss", "verdict"), [(0.0, claims.HOLDS), (-1.0, claims.OPEN), (-4.0, claims.FAILS)])
 def test_a_loss_is_judged_by_its_interval(loss, verdict):
     difference = paired(loss, RNG.normal(loss, 0.4, 2_000))
     own = one("transkimmer", 85.0 + loss, 1.7, against_dense=difference)
-    assert findings.small_loss([own])[0] == verdict
-    assert findings.free_on_mrpc([own])[0] == verdict
+    assert claims.small_loss([own])[0] == verdict
+    assert claims.free_on_mrpc()([own])[0] == verdict
 
 
 def test_a_loss_at_a_much_larger_speedup_does_not_decide_about_the_smaller_one():
     loss = paired(-7.0, RNG.normal(-7, 0.4, 2_000))
-    verdicts = [findings.free_on_mrpc([one("transkimmer", 78.0, speed, against_dense=loss)])[0] for speed in (1.7, 2.5)]
-    assert verdicts == [findings.FAILS, findings.OPEN]
+    verdicts = [claims.free_on_mrpc()([one("transkimmer", 78.0, speed, against_dense=loss)])[0] for speed in (1.7, 2.5)]
+    assert verdicts == [claims.FAILS, claims.OPEN]
 
 
 def test_what_is_too_slow_is_not_free():
     own = one("transkimmer", 85.0, 1.2, against_dense=paired(0.0, RNG.normal(0, 0.1, 2_000)))
-    assert findings.free_on_mrpc([own])[0] == findings.FAILS
+    assert claims.free_on_mrpc()([own])[0] == claims.FAILS
 
 
 @pytest.mark.parametrize(
     ("score", "speedup", "verdict"),
     [
-        (80.0, 1.8, findings.HOLDS),
-        (80.0, 3.0, findings.OPEN),  # worse, but much faster
-        (84.9, 1.8, findings.OPEN),
-        (90.0, 1.8, findings.FAILS),
+        (80.0, 1.8, claims.HOLDS),
+        (80.0, 3.0, claims.OPEN),  # worse, but much faster
+        (84.9, 1.8, claims.OPEN),
+        (90.0, 1.8, claims.FAILS),
     ],
 )
 def test_methods_are_compared_where_one_costs_no_more(score, speedup, verdict):
     found = [one("transkimmer", 85.0, 1.7), one("ltp", score, speedup), one("ltp", 0.0, 9.0, task="another task")]
-    assert findings.better_than("ltp")(found)[0] == verdict
+    assert claims.better_than("ltp")(found)[0] == verdict
+
+
+def near(method, score, speedup, *, task="MRPC", wide=0.5):
+    """A method at about 1.5x; see `one`."""
+    drawn = score + wide * RNG.standard_normal(1_000)
+    loss = paired(score - 85.0, drawn - 85.0)
+    setting = Operating("weight 3", 1, speedup, score, loss, None, None, drawn)
+    return AtSpeeds(task, method, method, (setting, None))
+
+
+@pytest.mark.parametrize(("score", "verdict"), [(80.0, claims.HOLDS), (84.9, claims.OPEN), (90.0, claims.FAILS)])
+def test_methods_are_compared_at_the_same_speed_too(score, verdict):
+    there = [near("transkimmer", 85.0, 1.45), near("ltp", score, 1.55), near("ltp", 0.0, 1.5, task="another task")]
+    found, evidence = claims.better_than("ltp", near=there)([])
+    assert found == verdict and len(evidence) == 2
+    assert "about 1.5x, MRPC, ltp" in evidence[1] and "at 1.45x against 1.55x" in evidence[1]
+
+
+def test_one_of_many_comparisons_is_not_certain_by_itself():
+    """Five points at a standard error of two: certain alone, not among thirty."""
+    own, rival = one("transkimmer", 80.0, 1.7, wide=1.4), one("ltp", 85.0, 1.7, wide=1.4)
+    equal = [one("ltp", 80.0, 1.7, wide=1.4) for _ in range(30)]
+    assert claims.better_than("ltp")([own, rival])[0] == claims.FAILS
+    assert claims.better_than("ltp")([own, rival, *equal])[0] == claims.OPEN
+
+
+def test_free_is_judged_at_the_setting_nearest_to_that_speed():
+    lost = paired(-7.0, RNG.normal(-7, 0.4, 2_000))
+    own = one("transkimmer", 78.0, 2.5, against_dense=lost)
+    for score, verdict in ((85.0, claims.HOLDS), (84.0, claims.OPEN), (80.0, claims.FAILS)):
+        found, evidence = claims.free_on_mrpc([near("transkimmer", score, 1.45)])([own])
+        assert found == verdict and "at 1.45x (weight 3)" in evidence[1]
 
 
 def test_random_is_beaten_by_all_or_not():
     up, down = (paired(points, RNG.normal(points, 0.2, 2_000)) for points in (3.0, -3.0))
     sure = [one("lat", 85, 2, against_random=type(d)(d.points, d.low, d.high, d.p, True)) for d in (up, down)]
     unsure = one("top", 85, 2, against_random=up)
-    verdicts = [findings.beats_random(some)[0] for some in ([sure[0]], [sure[0], unsure], [unsure, sure[1]], [])]
-    assert verdicts == [findings.HOLDS, findings.OPEN, findings.FAILS, findings.ABSENT]
+    verdicts = [claims.beats_random(some)[0] for some in ([sure[0]], [sure[0], unsure], [unsure, sure[1]], [])]
+    assert verdicts == [claims.HOLDS, claims.OPEN, claims.FAILS, claims.ABSENT]
 
 
 @pytest.mark.parametrize(
     ("speedups", "verdict"),
     [
-        ((5, 4, 3, 2, 1), findings.HOLDS),
-        ((1, 2, 3, 4, 5), findings.FAILS),
-        ((5, 4, 3, 1, 2), findings.OPEN),  # one swap: p = 0.083
-        ((2, 1), findings.OPEN),  # two tasks decide nothing
+        ((5, 4, 3, 2, 1), claims.HOLDS),
+        ((1, 2, 3, 4, 5), claims.FAILS),
+        ((5, 4, 3, 1, 2), claims.OPEN),  # one swap: p = 0.083
+        ((2, 1), claims.OPEN),  # two tasks decide nothing
     ],
 )
 def test_whether_easier_tasks_skim_more_is_a_matter_of_ranks(speedups, verdict):
     tasks = [f"task {number}" for number in range(len(speedups))]
     found = [one("dense", 90 - 10 * place, 1.0, task=task) for place, task in enumerate(tasks)]
     found += [one("transkimmer", 50, speedup, task=task) for speedup, task in zip(speedups, tasks, strict=True)]
-    assert findings.easier_skims_more(found)[0] == verdict
-    assert findings.easier_skims_more(found[:1])[0] == findings.ABSENT
+    assert claims.easier_skims_more(found)[0] == verdict
+    assert claims.easier_skims_more(found[:1])[0] == claims.ABSENT
 
 
 def test_a_headline_needs_its_factor_without_a_loss():
     good = paired(0.0, RNG.normal(0, 0.1, 2_000))
-    assert findings.headline("lot", 25.0)([one("lot", 85, 1.5, against_dense=good)])[0] == findings.FAILS
-    assert findings.headline("lot", 25.0)([one("lot", 85, 26.0, against_dense=good)])[0] == findings.HOLDS
+    assert claims.headline("lot", 25.0)([one("lot", 85, 1.5, against_dense=good)])[0] == claims.FAILS
+    assert claims.headline("lot", 25.0)([one("lot", 85, 26.0, against_dense=good)])[0] == claims.HOLDS
 
 
 def test_the_published_findings_are_what_the_records_give():
     page = (PROJECT_ROOT / "results" / "FINDINGS.md").read_text(encoding="utf-8")
     found = measured(PROJECT_ROOT / "results")
-    assert page == findings.report(found, f"{findings.PROGRAM} --results results", PROJECT_ROOT / "results")
+    near = findings.nearest(found, PROJECT_ROOT / "results")
+    assert page == findings.report(found, near, f"{findings.PROGRAM} --results results")
     assert set(re.findall(r"\b[0-9a-f]{12}\b", page)) == {name for one in found for name in one.records}
 
 
@@ -122,9 +155,10 @@ def test_of_each_method_the_setting_nearest_to_a_speed_is_shown(tmp_path, speed,
         turned = {"kind": "evaluate", "extra": extra | {"setting": value}}
         write_record(tmp_path, "deebert", speedup=speedup, score=0.9, texts=texts, **turned)
     write_record(tmp_path, "random", speedup=1.9, score=0.7, options={"keep_schedule": (0.9, 0.6, 0.3)})
-    ((task, title, found),) = at_speeds(tmp_path, ["mood"])
-    one = dict(zip(SPEEDS, found, strict=True))[speed]
-    assert (task, title, one.setting) == ("mood", "DeeBERT", setting)
+    (found,) = at_speeds(tmp_path, ["mood"])
+    one = dict(zip(SPEEDS, found.settings, strict=True))[speed]
+    assert one is not None and one.loss is not None
+    assert (found.task, found.method, found.title, one.setting) == ("mood", "deebert", "DeeBERT", setting)
     assert one.random_score == (70.0 if speed == 2.0 else None)
     assert one.loss.points == pytest.approx(-10.0) and one.loss.low < -10.0 < one.loss.high < 0.0
     assert at_speeds(tmp_path, ["SST-2"]) == []
@@ -136,8 +170,9 @@ def test_speeds_are_those_that_the_method_s_paper_counts_and_the_title_says_so(t
     splits = {"validation": {"scores": {"accuracy": 0.8}, "cost": cost, "retention": None}}
     write_record(tmp_path, "dense", speedup=1.0)
     write_record(tmp_path, "deformer", metrics={"splits": splits})
-    ((_, title, (slow, fast)),) = at_speeds(tmp_path, ["mood"])
-    assert title == f"DeFormer, {account}" and slow is None
+    (found,) = at_speeds(tmp_path, ["mood"])
+    slow, fast = found.settings
+    assert found.title == f"DeFormer, {account}" and slow is None
     assert fast.speedup == 1.9 and fast.seeds == 1 and fast.loss is not None
 
 
