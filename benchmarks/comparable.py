@@ -20,7 +20,7 @@ from benchmarks.experiments import KIND, TURNED_KIND, DenseTraining
 from benchmarks.plain import canonical_json, plain
 from benchmarks.runs import CorruptRecord, Record, read_record
 from benchmarks.tasks import OFFICIAL_ROWS, TASKS
-from methods.backbone import SPECS
+from methods.families import SPECS
 
 USER_SKIM_WEIGHT = 0.5  # of tasks that are folders of the user's
 

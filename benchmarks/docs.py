@@ -43,7 +43,7 @@ def pages(root: Path = PROJECT_ROOT) -> list[Path]:
 
 
 def _facts(name: str, root: Path) -> str:
-    from methods.backbone import HEADS
+    from methods.families import HEADS
 
     traits = _class(name).traits
     heads = [head for head in HEADS if head not in traits.unsupported]

@@ -28,8 +28,8 @@ import torch
 import methods
 from benchmarks.errors import UserError
 from benchmarks.latency_subjects import Batch, Subject, Texts, passes, read_by
-from methods.backbone import ARCHITECTURES, build_model
 from methods.export import export_onnx
+from methods.families import ARCHITECTURES, build_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import methods
     from benchmarks.latency_subjects import speedup_of
     from benchmarks.strategy import check_methods
-    from methods.backbone import build_model
+    from methods.families import build_model
 
     if min(arguments.lengths) < 1 or max(arguments.lengths) > 512 or arguments.rounds < 1:
         raise UserError("--lengths takes 1 to 512 tokens, --rounds 1 or more")

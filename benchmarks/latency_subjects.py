@@ -15,7 +15,7 @@ from benchmarks.data import LABELS, Feature, Padding, batch_indices, collate
 from benchmarks.errors import UserError
 from benchmarks.forced import Forced, geometric
 from methods import TokenReducer
-from methods.backbone import SPECS
+from methods.families import SPECS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

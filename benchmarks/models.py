@@ -136,7 +136,7 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
 
 
 def _check_family(source: object, family: str) -> None:
-    from methods.backbone import SPECS
+    from methods.families import SPECS
 
     if family not in SPECS:
         raise UserError(f"{source} is a '{family}' model; supported families: {', '.join(SPECS)}")

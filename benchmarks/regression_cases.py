@@ -12,7 +12,7 @@ import methods
 from benchmarks.forced import Forced, geometric
 from benchmarks.regression import Case
 from methods.attention import packed_attention
-from methods.backbone import build_model
+from methods.families import build_model
 from methods.packing import cumulative, pad, segment_rank, segment_sum, sequence_index, unpad
 
 LENGTHS = (96, 17, 64, 40, 64, 8, 51, 8)

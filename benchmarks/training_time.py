@@ -286,7 +286,7 @@ def steps_of(lengths: Sequence[int], names: Sequence[str], compute: Compute) -> 
 
     from benchmarks.latency_profile import texts_of
     from benchmarks.tasks import get_task
-    from methods.backbone import build_model
+    from methods.families import build_model
 
     torch.manual_seed(0)
     shape = transformers.AutoConfig.for_model("bert", attn_implementation="eager")

@@ -15,9 +15,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from methods.backbone import Backbone, build_model, head_of
+from methods.backbone import Backbone
 from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Sweep, Traits, build_options
 from methods.encoder import MODES, encode
+from methods.families import build_model, head_of
 from methods.native import class_of, with_head
 from methods.recipes import Stage, Trial, Work, fine_tuning_stage
 from methods.registry import lookup

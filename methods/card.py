@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from methods.backbone import ARCHITECTURES
+from methods.families import ARCHITECTURES
 
 if TYPE_CHECKING:
     from methods.base import TokenReducer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from methods.backbone import TOKEN_HEADS
+from methods.families import TOKEN_HEADS
 
 INITIALIZER_STD = 0.02
 # Why heads over tokens are refused.

@@ -13,8 +13,8 @@ import transformers
 from torch import Tensor
 from transformers.utils import logging as hf_logging
 
-from methods.backbone import ARCHITECTURES, head_named
 from methods.config import ReducerConfig, ReducerOutput
+from methods.families import ARCHITECTURES, head_named
 from methods.registry import lookup
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.backbone import TOKEN_HEADS
 from methods.base import TokenReducer
 from methods.config import Knob, Options, Sweep, Traits
 from methods.counts import check_counts, check_layers, counted_tokens, most_attended
+from methods.families import TOKEN_HEADS
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, fine_tuning_stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState

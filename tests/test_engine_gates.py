@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 import methods
-from methods import Decision, Options, TokenReducer, Traits, attention
+from methods import Decision, Options, TokenReducer, Traits, scored_attention
 from methods.attention import MaskedKeys, masked_attention, packed_attention
 from methods.masked import straight_through
 from methods.registry import register, unregister
@@ -132,10 +132,10 @@ def test_weights_of_the_kept_keys_sum_to_one(gated, biased):
     assert (received[~allowed] == 0).all()
 
 
-@pytest.mark.parametrize("cells", [1, 64 * 150, 150 * 150, 2 * 150 * 150, attention.CELLS])
+@pytest.mark.parametrize("cells", [1, 64 * 150, 150 * 150, 2 * 150 * 150, scored_attention.CELLS])
 def test_scores_do_not_change_attention_and_blocks_do_not_change_scores(monkeypatch, cells):
     """Blocks of a row of a head, of some rows, a head, a text, all; the masked path holds everything at once."""
-    monkeypatch.setattr(attention, "CELLS", cells)
+    monkeypatch.setattr(scored_attention, "CELLS", cells)
     lengths = [150, 1, 64, 70, 65, 150, 128]
     query, key, value = torch.randn(3, sum(lengths), 2, 4, dtype=torch.float64)
     plain, _, _ = packed_attention(query, key, value, lengths, lengths)

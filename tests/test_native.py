@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import methods
 from methods import StageCallback
-from methods.backbone import ARCHITECTURES
+from methods.families import ARCHITECTURES
 from methods.registry import register, unregister
 from tests.cases import CASES, EVERY
 from tests.small_world import write_model

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.timing import peak_memory_bytes
-from methods import attention
+from methods import scored_attention
 from methods.attention import SHORT, packed_attention, padded_attention
 from methods.packing import cumulative, masked_rank, pad, segment_rank, segment_sum, sequence_index, unpad
 
@@ -131,10 +131,10 @@ def test_attention_against_its_definition(lengths, seed, biased, extra):
 
 
 @pytest.mark.parametrize("lengths", [(300,), (150, 150), (SHORT, 3, SHORT, 3, 129), (17, 17, 2, 17)])
-@pytest.mark.parametrize("cells", [17 * 17, 150 * 100, attention.CELLS])
+@pytest.mark.parametrize("cells", [17 * 17, 150 * 100, scored_attention.CELLS])
 def test_long_short_and_neighbouring_sequences_against_the_definition(monkeypatch, cells, lengths):
     """Lengths on both sides of every boundary: of blocks, of gathering, of running together."""
-    monkeypatch.setattr(attention, "CELLS", cells)
+    monkeypatch.setattr(scored_attention, "CELLS", cells)
     torch.manual_seed(0)
     query, key, value = torch.randn(3, sum(lengths), 2, 4).double()
     results = packed_attention(query, key, value, lengths, lengths, scores=True)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import methods
 from methods import Decision
-from methods.backbone import TOKEN_HEADS
+from methods.families import TOKEN_HEADS
 from methods.packing import masked_rank
 from methods.teacher import Teacher
 from methods.tr_bert import INITIALISE, SelectionPolicy

@@ -8,8 +8,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from methods.backbone import ARCHITECTURES, TOKEN_HEADS
 from methods.base import TokenReducer
+from methods.families import ARCHITECTURES, TOKEN_HEADS
 
 VOCABULARY = 60
 LENGTHS = (9, 4, 1, 7, 12)  # of the standard batch
