@@ -16,7 +16,8 @@ from benchmarks.equal_speed import NEAR, SPEEDS, AtSpeeds
 
 FREE, LOSS = 1.5, 1.0  # "1.5x without loss", "under 1 %"
 ABOUT = 1 + NEAR  # speed-ups whose ratio is at most this are no different
-HOLDS, FAILS, OPEN, ABSENT = "holds here", "does not hold here", "not decided here", "not measured here"
+HOLDS, FAILS, OPEN = "holds here", "does not hold here", "not decided here"
+ABSENT, UNDECIDABLE = "not measured here", "not decidable here"
 
 
 Judge = Callable[[Sequence[Measured]], tuple[str, list[str]]]  # all that was measured -> verdict and evidence
@@ -206,9 +207,9 @@ def headline(method: str, factor: float) -> Judge:
     return judge
 
 
-def absent(why: str) -> Judge:
-    """A claim that no record speaks about."""
-    return lambda found: (ABSENT, [why])
+def undecidable(why: str) -> Judge:
+    """A claim that no record here could speak about."""
+    return lambda found: (UNDECIDABLE, [why])
 
 
 def claims(near: Sequence[AtSpeeds] = ()) -> tuple[Claim, ...]:
@@ -239,7 +240,7 @@ def claims(near: Sequence[AtSpeeds] = ()) -> tuple[Claim, ...]:
         Claim(
             "Forwarding dropped tokens beats discarding them.",
             "Guan et al. 2022, Table 1",
-            absent(
+            undecidable(
                 "on a text classified by its [CLS] no answer depends on it: nothing reads a state once it is "
                 "forwarded. Spans and tags would tell; no method was trained both ways on them"
             ),
@@ -247,7 +248,7 @@ def claims(near: Sequence[AtSpeeds] = ()) -> tuple[Claim, ...]:
         Claim(
             "Skimming composes with DistilBERT and ALBERT.",
             "Guan et al. 2022, Table 3",
-            absent(
+            undecidable(
                 "it needs these checkpoints, which only the hub has; `python -m benchmarks.glue --profile paper` runs "
                 "them"
             ),

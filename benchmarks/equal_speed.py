@@ -29,30 +29,39 @@ class Operating:
     """A method's setting that is nearest to a speed-up, without padding.
 
     Attributes:
-        seeds: whose mean the score is.
-        score, random_score: percent, the latter of random dropping at about the same speed-up; None without one.
+        scores: percent, of each seed. random_score: of random dropping at about the same speed-up; None without one.
         loss: against the dense model. drawn: (draws,) scores on texts drawn anew, the same ones for every method; both
             None where outcomes of single texts are unknown.
     """
 
     setting: str
-    seeds: int
+    scores: tuple[float, ...]
     speedup: float
-    score: float
     loss: Difference | None
     random_score: float | None
     random_speedup: float | None
     drawn: NDArray[np.float64] | None = field(compare=False, repr=False, default=None)
 
+    @property
+    def score(self) -> float:
+        """Mean of the seeds."""
+        return float(np.mean(self.scores))
+
 
 @dataclass(frozen=True)
 class AtSpeeds:
-    """Of one method on one task the setting nearest to each of `SPEEDS`, None where none is near."""
+    """Of one method on one task the setting nearest to each of `SPEEDS`, None where none is near.
+
+    Attributes:
+        title: of the method, and of the account of its cost where that is not what is executed. every: all settings, by
+            speed-up.
+    """
 
     task: str
     method: str
     title: str
     settings: tuple[Operating | None, ...]
+    every: tuple[Operating, ...] = ()
 
 
 def at_speeds(source: Path, titles: Sequence[str]) -> list[AtSpeeds]:
@@ -68,8 +77,17 @@ def _of(comparison: Comparison) -> list[AtSpeeds]:
     for method in dict.fromkeys(point.method for point in points if point.method not in BESIDE):
         mine = [point for point in points if point.method == method]
         title, account = mine[0].title, methods.lookup(method).traits.published_cost
-        settings = tuple(_operating(_nearest(mine, speed), dense, random) for speed in SPEEDS)
-        found.append(AtSpeeds(comparison.title, method, f"{title}, {account}" if account else title, settings))
+        every = {point.setting: _operating(point, dense, random) for point in sorted(mine, key=_speedup)}
+        nearest = (_nearest(mine, speed) for speed in SPEEDS)
+        found.append(
+            AtSpeeds(
+                task=comparison.title,
+                method=method,
+                title=f"{title}, {account}" if account else title,
+                settings=tuple(point and every[point.setting] for point in nearest),
+                every=tuple(every.values()),
+            )
+        )
     return found
 
 
@@ -89,18 +107,15 @@ def _speedup(point: Point) -> float:
     return float(np.mean([(cost["extra"][account] if account else cost)["speedup"] for cost in costs]))
 
 
-def _operating(point: Point | None, dense: Point | None, random: Sequence[Point]) -> Operating | None:
-    if point is None:
-        return None
+def _operating(point: Point, dense: Point | None, random: Sequence[Point]) -> Operating:
     loss = None
     if dense is not None and point.resampled is not None and dense.resampled is not None:
         loss = paired(point.score - dense.score, point.resampled - dense.resampled)
     beside = _nearest(random, _speedup(point))
     return Operating(
         setting=point.setting,
-        seeds=len(point.records),
+        scores=tuple(100 * record["metrics"]["score"] for record in point.records),
         speedup=_speedup(point),
-        score=point.score,
         loss=loss,
         random_score=None if beside is None else beside.score,
         random_speedup=None if beside is None else _speedup(beside),

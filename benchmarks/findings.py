@@ -61,6 +61,7 @@ def report(found: Sequence[Measured], near: Sequence[AtSpeeds], command: str) ->
         lines += [f"### {one.claim}", "", f"{one.source}. **{one.verdict.capitalize()}.**", ""]
         lines += [*(f"- {item}" for item in one.evidence), ""]
     lines += [f"## At about {' and '.join(f'{speed:g}x' for speed in SPEEDS)}", "", *_at_speeds(near), ""]
+    lines += ["## A second look at what fell below random", "", *_second_look(found, near), ""]
     lines += ["## Every method against dense and against random", "", *_table(found), ""]
     return "\n".join(lines)
 
@@ -111,8 +112,22 @@ def _operating(one: Operating | None) -> str:
         return DASH
     loss = f", {one.loss.text}" if one.loss else ""
     beside = "" if one.random_score is None else f" (random {one.random_score:.1f} at {one.random_speedup:.2f}x)"
-    seeds = f", {one.seeds} seeds" if one.seeds > 1 else ""
+    seeds = f", {len(one.scores)} seeds" if len(one.scores) > 1 else ""
     return f"{one.score:.1f} at {one.speedup:.2f}x{seeds}{loss}{beside}"
+
+
+def _second_look(found: Sequence[Measured], near: Sequence[AtSpeeds]) -> list[str]:
+    """All measured settings, and seeds, of the methods that are certainly worse than dropping at random there."""
+    worse = {(one.task, one.method) for one in found if one.against_random and one.against_random.decided_sign < 0}
+    lines = []
+    for one in near:
+        if (one.task, one.method) in worse:
+            settings = (
+                f"{other.setting}: {' and '.join(f'{score:.1f}' for score in other.scores)} at {other.speedup:.2f}x"
+                for other in one.every
+            )
+            lines.append(f"- {one.task}, {one.title}: {'; '.join(settings)}")
+    return lines or ["Nothing did."]
 
 
 def _plain(found: Sequence[Measured]) -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ def near(method, score, speedup, *, task="MRPC", wide=0.5):
     """A method at about 1.5x; see `one`."""
     drawn = score + wide * RNG.standard_normal(1_000)
     loss = paired(score - 85.0, drawn - 85.0)
-    setting = Operating("weight 3", 1, speedup, score, loss, None, None, drawn)
+    setting = Operating("weight 3", (score,), speedup, loss, None, None, drawn)
     return AtSpeeds(task, method, method, (setting, None))
 
 
@@ -103,6 +103,17 @@ def test_free_is_judged_at_the_setting_nearest_to_that_speed():
     for score, verdict in ((85.0, claims.HOLDS), (84.0, claims.OPEN), (80.0, claims.FAILS)):
         found, evidence = claims.free_on_mrpc([near("transkimmer", score, 1.45)])([own])
         assert found == verdict and "at 1.45x (weight 3)" in evidence[1]
+
+
+def test_all_settings_and_seeds_of_what_fell_below_random_are_shown():
+    up, down = (paired(points, RNG.normal(points, 0.2, 2_000)) for points in (3.0, -3.0))
+    fell = one("lat", 80, 1.5, against_random=type(down)(down.points, down.low, down.high, down.p, True))
+    rose = one("top", 85, 1.5, against_random=type(up)(up.points, up.low, up.high, up.p, True))
+    every = (Operating("recipe", (80.0, 81.0), 1.5, None, None, None), Operating("a", (70.0,), 2.0, None, None, None))
+    there = [AtSpeeds("MRPC", name, name, (None, None), every) for name in ("lat", "top")]
+    page = findings.report([fell, rose], there, "command")
+    assert "- MRPC, lat: recipe: 80.0 and 81.0 at 1.50x; a: 70.0 at 2.00x" in page and "MRPC, top: recipe" not in page
+    assert "Nothing did." in findings.report([rose], there, "command")
 
 
 def test_random_is_beaten_by_all_or_not():
@@ -173,7 +184,7 @@ def test_speeds_are_those_that_the_method_s_paper_counts_and_the_title_says_so(t
     (found,) = at_speeds(tmp_path, ["mood"])
     slow, fast = found.settings
     assert found.title == f"DeFormer, {account}" and slow is None
-    assert fast.speedup == 1.9 and fast.seeds == 1 and fast.loss is not None
+    assert fast.speedup == 1.9 and fast.scores == (80.0,) and fast.loss is not None
 
 
 def test_no_table_is_said(tmp_path):
