@@ -19,7 +19,7 @@ from benchmarks.cli import Session, open_session, parser
 from benchmarks.console import add_json_flag, answer, open_console, rows_of
 from benchmarks.errors import UserError
 from benchmarks.runs import RunStore
-from benchmarks.sweep import Outcome, execute, left_out
+from benchmarks.sweep import Outcome, execute, left_out, recorded
 
 if TYPE_CHECKING:
     from benchmarks.costs import Expected
@@ -62,6 +62,11 @@ class Suite:
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the command; returns the exit status."""
         flags = parser(self)
+        flags.add_argument(
+            "--from-records",
+            action="store_true",
+            help="train nothing: the tables of the records in --results, of each task the seeds that are complete",
+        )
         add_json_flag(flags)
         arguments = flags.parse_args(argv)
         session = open_session(arguments, self)
@@ -77,7 +82,10 @@ class Suite:
             return 0
         session = drop_missing_tasks(session, console)
         store = session.store()
-        outcome = execute(session, store)
+        outcome = recorded(session, store) if arguments.from_records else execute(session, store)
+        if arguments.from_records and not outcome.entries:
+            where = store.root / "runs"
+            raise UserError(f"no task has a record of every run in {where}; without --from-records they are made")
         command = shlex.join([*self.program.split(), *(argv or sys.argv[1:])])
         rows, paths = write_outcome(session, store, outcome, console, command)
         records = store.root / "runs"
@@ -140,7 +148,7 @@ def write_outcome(
             outcome.entries,
             heading=heading,
             command=command,
-            notes=left_out(session),
+            notes=[*left_out(session), *outcome.notes],
         )
         console.print(f"tables: {', '.join(str(path) for path in paths)}", highlight=False, soft_wrap=True)
         console.print(f"records: {store.root / 'runs'}", highlight=False, soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from benchmarks.progress import RunProgress, duration
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Outcome:
-    """What came of the runs: entries of the table, and the failures by name."""
+    """What came of the runs: entries of the table, the failures by name, and sentences about what is not in it."""
 
     entries: list[Entry] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def planned(session: Session) -> list[Experiment]:
@@ -106,6 +108,35 @@ def execute(session: Session, store: RunStore) -> Outcome:
     order = {(e.model.title, e.task.name, e.seed, e.method): place for place, e in enumerate(experiments)}
     outcome.entries.sort(key=lambda entry: (order[_key(entry)], entry.of))
     return outcome
+
+
+def recorded(session: Session, store: RunStore) -> Outcome:
+    """The same of records alone, nothing computed: of each model and task the seeds that have a record of every run."""
+    outcome = Outcome()
+    runs_of = groupby(planned(session), key=lambda run: (run.model.title, run.task.title, run.seed))
+    for (model, task, seed), runs in runs_of:
+        found = [_recorded(session, run, store) for run in runs]
+        if all(found):
+            outcome.entries += [entry for entries in found for entry in entries]
+        else:
+            missing = sum(not entries for entries in found)
+            outcome.notes.append(f"{task} with {model}, seed {seed}: {missing} of {len(found)} methods lack a record")
+    return outcome
+
+
+def _recorded(session: Session, experiment: Experiment, store: RunStore) -> list[Entry]:
+    """Entries of a run and its random twin; none unless both have records."""
+    from benchmarks.tables import Entry
+
+    entries, wanted = [], [(experiment, "")]
+    for one, of in wanted:
+        record = store.settled(one.config())
+        if record is None or record["status"] != "ok":
+            return []
+        entries.append(Entry(model=one.model, task=one.task, method=one.method, record=record, of=of))
+        if has_twin(session, one) and not of:
+            wanted.append((random_twin(one, record), one.method))
+    return entries
 
 
 def completed(

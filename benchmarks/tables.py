@@ -257,8 +257,11 @@ def answer_table(entries: Iterable[Entry]) -> pd.DataFrame:
     return rounded.where(means.notna(), DASH).reset_index()
 
 
-def data_lines(entries: Iterable[Entry]) -> list[str]:
-    """One sentence per task: which rows, and how many of the official ones."""
+def data_lines(entries: Sequence[Entry]) -> list[str]:
+    """One sentence per task: which rows, how many of the official ones, and the seeds of its runs."""
+    seeds: dict[str, list[int]] = {}
+    for entry in entries:
+        seeds.setdefault(entry.task.title, []).append(entry.record["config"]["seed"])
     lines = []
     for entry in entries:
         data = entry.record["config"]["data"]
@@ -268,7 +271,8 @@ def data_lines(entries: Iterable[Entry]) -> list[str]:
         divided = f"; the {data['divided']} file, divided by {data['by']}" if "divided" in data else ""
         note = f"; {entry.task.note}" if entry.task.note else ""
         rows = f"{splits} rows{official}, at most {entry.task.sequence_length} tokens"
-        lines.append(f"{entry.task.title}: {rows}{divided}{note}")
+        drawn = " ".join(map(str, sorted(set(seeds[entry.task.title]))))
+        lines.append(f"{entry.task.title}: {rows}{divided}{note}; seeds {drawn}")
     return list(dict.fromkeys(lines))
 
 

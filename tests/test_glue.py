@@ -85,6 +85,32 @@ def test_a_second_call_computes_nothing(world, capsys):
     assert "records:" in capsys.readouterr().out
 
 
+def test_the_records_alone_give_the_same_table(world, capsys):
+    root, arguments = world
+    before = (tables(root) / "glue-local.csv").read_bytes()
+    recorded = {path: path.stat().st_mtime_ns for path in (root / "results").rglob("*.json")}
+    (tables(root) / "glue-local.csv").unlink()
+    assert run_command(main, [*arguments, "--from-records"]) == 0
+    assert (tables(root) / "glue-local.csv").read_bytes() == before
+    assert {path: path.stat().st_mtime_ns for path in (root / "results").rglob("*.json")} == recorded
+
+
+def test_a_seed_that_lacks_records_is_left_out_of_the_table_and_said(world, capsys):
+    root, arguments = world
+    before = (tables(root) / "glue-local.csv").read_bytes()
+    assert run_command(main, [*arguments, "--methods", "dense", "--seeds", "43"]) == 0
+    assert run_command(main, [*arguments, "--from-records", "--seeds", "42", "43"]) == 0
+    assert (tables(root) / "glue-local.csv").read_bytes() == before
+    page = (tables(root) / "glue-local.md").read_text()
+    assert "mood with model, seed 43: 9 of 10 methods lack a record" in page and "; seeds 42\n" in page
+    capsys.readouterr()
+    assert run_command(main, [*arguments, "--from-records", "--seeds", "44"]) == 2
+    assert "no task has a record of every run" in capsys.readouterr().err
+    for path in (root / "results").rglob("dense-*.json"):
+        if json.loads(path.read_text())["config"]["seed"] == 43:
+            path.unlink()
+
+
 def test_markdown_and_latex_show_the_same_cells(world):
     markdown, latex = ((tables(world[0]) / f"glue-local.{suffix}").read_text() for suffix in ("md", "tex"))
     row = next(line for line in markdown.splitlines() if "| Dense " in line)
