@@ -84,7 +84,7 @@ def _of(comparison: Comparison) -> list[AtSpeeds]:
                 task=comparison.title,
                 method=method,
                 title=f"{title}, {account}" if account else title,
-                settings=tuple(point and every[point.setting] for point in nearest),
+                settings=tuple(None if point is None else every[point.setting] for point in nearest),
                 every=tuple(every.values()),
             )
         )
