@@ -30,8 +30,8 @@ class Operating:
 
     Attributes:
         scores: percent, of each seed. random_score: of random dropping at about the same speed-up; None without one.
-        loss: against the dense model. drawn: (draws,) scores on texts drawn anew, the same ones for every method; both
-            None where outcomes of single texts are unknown.
+        loss: against the dense model of the same seeds. drawn: (draws,) scores on texts drawn anew, the same ones for
+            every method. Both None where outcomes of single texts are unknown.
     """
 
     setting: str
@@ -108,7 +108,7 @@ def _speedup(point: Point) -> float:
 
 
 def _operating(point: Point, dense: Point | None, random: Sequence[Point]) -> Operating:
-    loss = None
+    loss, dense = None, dense and dense.of_seeds(point.seeds)
     if dense is not None and point.resampled is not None and dense.resampled is not None:
         loss = paired(point.score - dense.score, point.resampled - dense.resampled)
     beside = _nearest(random, _speedup(point))

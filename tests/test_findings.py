@@ -187,6 +187,18 @@ def test_speeds_are_those_that_the_method_s_paper_counts_and_the_title_says_so(t
     assert fast.speedup == 1.9 and fast.scores == (80.0,) and fast.loss is not None
 
 
+def test_a_loss_is_against_the_dense_model_of_the_same_seeds(tmp_path):
+    labels = "01" * 20
+    for seed, wrong in ((42, 0), (43, 8)):
+        texts = {"labels": labels, "predicted": labels[wrong:] + labels[:wrong][::-1]}
+        right = sum(map(str.__eq__, *texts.values())) / 40
+        write_record(tmp_path, "dense", speedup=1.0, score=right, texts=texts, seed=seed)
+    texts = {"labels": labels, "predicted": labels[:36] + "1010"}
+    write_record(tmp_path, "transkimmer", speedup=1.5, score=0.9, texts=texts, seed=42)
+    (found,) = at_speeds(tmp_path, ["mood"])
+    assert found.settings[0].loss.points == pytest.approx(-10.0)
+
+
 def test_no_table_is_said(tmp_path):
     with pytest.raises(UserError, match=r"no table of scores in .* run ./reproduce.sh glue"):
         measured(tmp_path)
