@@ -98,18 +98,19 @@ def _at_speeds(near: Sequence[AtSpeeds]) -> list[str]:
     """Of each method the measured setting nearest to each of some speed-ups."""
     rows: list[Sequence[str]] = [("Task", "Method", *(f"About {speed:g}x" for speed in SPEEDS))]
     rows.append(("---",) * (2 + len(SPEEDS)))
-    rows += [(one.task, one.title, *map(_operating, one.settings)) for one in near]
+    rows += [(one.task, one.title, *(_operating(setting, one.every) for setting in one.settings)) for one in near]
     note = (
         f"Of each method the measured setting nearest to the speed-up, if within {100 * NEAR:g} %: score and "
         "difference to the dense model with its interval (of single comparisons), and the score of random dropping at "
-        f"about the same speed-up. {DASH}: no such setting was measured; `results/tables/pareto-*.md` have them all."
+        f"about the same speed-up. {DASH}: none of its settings, whose speed-ups are said, is near. "
+        "`results/tables/pareto-*.md` have them all."
     )
     return [note, "", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def _operating(one: Operating | None) -> str:
+def _operating(one: Operating | None, every: Sequence[Operating]) -> str:
     if one is None:
-        return DASH
+        return f"{DASH} ({', '.join(f'{other.speedup:.2f}x' for other in every)})"
     loss = f", {one.loss.text}" if one.loss else ""
     beside = "" if one.random_score is None else f" (random {one.random_score:.1f} at {one.random_speedup:.2f}x)"
     seeds = f", {len(one.scores)} seeds" if len(one.scores) > 1 else ""

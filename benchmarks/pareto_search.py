@@ -58,10 +58,14 @@ class SpeedSearch:
 
     @staticmethod
     def can(experiment: Experiment) -> bool:
-        """Whether the method's sweep turns its knob, and in the same way: by training or without."""
+        """Whether there is something to turn between known ends."""
         cls = methods.lookup(experiment.method)
         knob, sweep = cls.traits.knob, cls.sweep
-        return bool(knob and sweep and sweep.option == knob.option and sweep.retrains != knob.after_training)
+        if knob is None or sweep is None:
+            return False
+        if sweep.retrains:
+            return sweep.option == knob.option and not knob.after_training
+        return knob.after_training or bool(sweep.values)
 
     def after(self, experiment: Experiment, record: Record) -> list[Experiment]:
         """The trial to go on with when `experiment`, one of these or of the others, has ended; none at the end."""
@@ -94,12 +98,19 @@ class SpeedSearch:
 
     def _at(self, pressure: float) -> Experiment:
         if not self._sweep.retrains:
-            self._reducer.press(pressure)
-            turned = _of_four_digits(getattr(self._reducer.options, self._knob.option))
-            return replace(self.own, turned=turned, note=setting_text(self._knob.option, turned))
+            turned = _of_four_digits(self._pressed(pressure))
+            return replace(self.own, turned=turned, note=setting_text(self._sweep.option, turned))
         value = self._knob.at(pressure)
         changed = self._sweep_options(value / self._options[self._knob.option] if self._sweep.relative else value)
         return replace(self.own, options=dict(self.own.options) | changed, note=setting_text(self._knob.option, value))
+
+    def _pressed(self, pressure: float) -> Any:
+        """The setting of the sweep at a pressure: as the method presses its knob, else between the sweep's ends."""
+        if self._knob.after_training:
+            self._reducer.press(pressure)
+            return getattr(self._reducer.options, self._sweep.option)
+        least, most = self._sweep.values[0], self._sweep.values[-1]
+        return float(least + (most - least) * pressure)
 
     def _sweep_options(self, value: float) -> dict[str, object]:
         return methods.lookup(self.own.method).sweep_options(value, self._options, layers_of(self.own.model))
