@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Sequence
 from typing import Any
+
+from markupsafe import Markup
 
 from benchmarks.plain import canonical_json
 from benchmarks.report_blocks import (
@@ -148,16 +151,18 @@ def _score(record: Record) -> float | None:
 def records_section(all_results: Sequence[Results], environments: Environments) -> Section | None:
     """Every record, folded."""
     blocks: list[Block] = []
+    first: dict[str, str] = {}
     for results in all_results:
         if not results.records:
             continue
         blocks += [HeadingBlock(f"{len(results.records)} records", results.title)] if len(all_results) > 1 else []
-        blocks += [_record(results, run, record, environments) for run, record in results.records.items()]
+        blocks += [_record(results, run, record, environments, first) for run, record in results.records.items()]
     return Section("records", "Records", RECORDS_LEAD, tuple(blocks)) if blocks else None
 
 
-def _record(results: Results, run: str, record: Record, environments: Environments) -> FoldBlock:
-    config = record["config"]
+def _record(results: Results, run: str, record: Record, environments: Environments, first: dict[str, str]) -> FoldBlock:
+    """A record, folded; the stages of its training stand at the first run that has them, as `first` says."""
+    config, anchor = record["config"], f"run-{results.key}-{run}"
     title = TASKS[config["task"]].title if config.get("task") in TASKS else str(config.get("task"))
     score = _score(record)
     summary = [run, str(record["kind"]), title, str(config.get("method")), f"seed {config.get('seed')}"]
@@ -174,8 +179,16 @@ def _record(results: Results, run: str, record: Record, environments: Environmen
         ("File", results.places[run]),
     ]
     shown = {name: value for name, value in config.items() if name not in ("kind", "seed")}
-    block = RecordBlock(tuple(facts), tuple((name, json.dumps(value)) for name, value in shown.items()))
-    return FoldBlock(" \N{MIDDLE DOT} ".join(summary), (block,), f"run-{results.key}-{run}")
+    texts = {name: _json(value) for name, value in shown.items()}
+    if texts.get("stages") and first.setdefault(texts["stages"], anchor) != anchor:
+        other = first[texts["stages"]]
+        texts["stages"] = Markup('those of <a href="#{}">{}</a>').format(other, other.rpartition("-")[2])
+    return FoldBlock(" \N{MIDDLE DOT} ".join(summary), (RecordBlock(tuple(facts), tuple(texts.items())),), anchor)
+
+
+def _json(value: object) -> Markup:
+    """For the text of an element, where quotes can stay as they are: there are many."""
+    return Markup(html.escape(json.dumps(value), quote=False))
 
 
 def _commands_of_kind(results: Results, kind: str) -> tuple[str, ...]:

@@ -13,8 +13,10 @@ from benchmarks.errors import UserError
 # What matplotlib draws with. Anything else (scripts, foreign objects, links, style sheets) is dropped with its content.
 ELEMENTS = ("svg", "g", "defs", "path", "use", "clipPath", "rect", "circle", "ellipse", "line", "polyline", "polygon")
 TEXTS = ("text", "tspan")
-INHERITED = "stroke-linejoin: round; stroke-linecap: butt"  # of matplotlib's style sheet, which would reach the page
+# Of matplotlib's style sheet, which would reach the page; the family it repeats for every text.
+INHERITED = "stroke-linejoin: round; stroke-linecap: butt; font-family: DejaVu Sans, Verdana, sans-serif"
 _LOCAL = re.compile(r"url\(\s*#([^)\s]+)\s*\)")
+_FAMILY = re.compile(r"\s*font-family:[^;]*;?")
 _NUMBER = re.compile(r"-?\d+\.\d{3,}")
 
 
@@ -33,32 +35,41 @@ def inline(path: Path, *, prefix: str, label: str) -> Markup:
         raise UserError(f"{path} is not readable as SVG ({error}); {advice}") from error
     if _name(root.tag) != "svg":
         raise UserError(f"{path} holds <{_name(root.tag)}>, not an SVG figure; {advice}")
-    inside = "".join(_drawn(child, prefix) for child in root)
+    used = frozenset(name for element in root.iter() for value in element.attrib.values() for name in _names_in(value))
+    inside = "".join(_drawn(child, prefix, used) for child in root)
     box = escape(root.get("viewBox", "0 0 100 100"))
     return Markup(f'<svg viewBox="{box}" role="img" aria-label="{escape(label)}" style="{INHERITED}">{inside}</svg>')
 
 
-def _drawn(element: ElementTree.Element, prefix: str) -> str:
-    """An element and what it holds, as HTML."""
+def _names_in(value: str) -> list[str]:
+    """Names of elements that an attribute refers to."""
+    return [value[1:]] if value.startswith("#") else _LOCAL.findall(value)
+
+
+def _drawn(element: ElementTree.Element, prefix: str, used: frozenset[str]) -> str:
+    """An element and what it holds, as HTML; `used`: the names that something refers to."""
     name = _name(element.tag)
     if name not in (*ELEMENTS, *TEXTS) or (name == "path" and not element.get("d")):  # a path of nothing is not HTML
         return ""
-    attributes = "".join(f' {key}="{escape(value)}"' for key, value in _attributes(element, prefix))
+    attributes = "".join(f' {key}="{escape(value)}"' for key, value in _attributes(element, prefix, used))
     text = str(escape(element.text)) if element.text and name in TEXTS else ""
     children = (
-        _drawn(child, prefix) + (str(escape(child.tail)) if child.tail and name in TEXTS else "") for child in element
+        _drawn(child, prefix, used) + (str(escape(child.tail)) if child.tail and name in TEXTS else "")
+        for child in element
     )
     inside = text + "".join(children)
     return f"<{name}{attributes}>{inside}</{name}>" if inside else f"<{name}{attributes}/>"
 
 
-def _attributes(element: ElementTree.Element, prefix: str) -> list[tuple[str, str]]:
+def _attributes(element: ElementTree.Element, prefix: str, used: frozenset[str]) -> list[tuple[str, str]]:
     found = []
     for full, value in element.items():
         key = _name(full)
         if key.lower().startswith("on") or (key == "href" and not value.startswith("#")):
             continue
         if key == "id":
+            if value not in used:
+                continue
             value = prefix + value
         elif key == "href":
             value = f"#{prefix}{value[1:]}"
@@ -68,6 +79,8 @@ def _attributes(element: ElementTree.Element, prefix: str) -> list[tuple[str, st
                 continue
         elif key in ("d", "points", "x", "y", "transform"):
             value = _NUMBER.sub(lambda match: f"{float(match[0]):.2f}", " ".join(value.split()))
+        elif key == "style" and not (value := _FAMILY.sub("", value).strip()):
+            continue
         found.append((key, value))
     return found
 

@@ -26,7 +26,8 @@ def test_names_get_a_prefix_wherever_they_are_used(tmp_path) -> None:
     text = figure(
         tmp_path, '<defs><path id="m" d="M 0 0"/></defs><use xlink:href="#m"/><g clip-path="url(#m)" id="g"/>'
     )
-    assert 'id="a-m"' in text and 'href="#a-m"' in text and 'clip-path="url(#a-m)"' in text and 'id="a-g"' in text
+    assert 'id="a-m"' in text and 'href="#a-m"' in text and 'clip-path="url(#a-m)"' in text
+    assert 'id="a-g"' not in text  # nothing refers to it
     assert '"#m"' not in text and "xlink" not in text
 
 
