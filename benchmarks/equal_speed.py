@@ -18,10 +18,10 @@ import methods
 from benchmarks.comparable import Comparison, first_split, read_comparisons
 from benchmarks.compared import Difference, paired
 from benchmarks.pareto_rows import Point, points_of
+from benchmarks.runs import Record
 
 SPEEDS = (1.5, 2.0)
 NEAR = 0.15  # speed-ups are about the same where the larger is at most this share above the smaller
-BESIDE = ("dense", "random")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Operating:
     """A method's setting that is nearest to a speed-up, without padding.
 
     Attributes:
-        scores: percent, of each seed. random_score: of random dropping at about the same speed-up; None without one.
+        scores: percent, of each seed in order. random_score: of random dropping at about the same speed-up, if any.
         loss: against the dense model of the same seeds. drawn: (draws,) scores on texts drawn anew, the same ones for
             every method. Both None where outcomes of single texts are unknown.
     """
@@ -65,7 +65,7 @@ class AtSpeeds:
 
 
 def at_speeds(source: Path, titles: Sequence[str]) -> list[AtSpeeds]:
-    """Of every method on the tasks called `titles`."""
+    """Of every method, the dense model among them, on the tasks called `titles`."""
     return [one for comparison in read_comparisons(source) if comparison.title in titles for one in _of(comparison)]
 
 
@@ -74,7 +74,7 @@ def _of(comparison: Comparison) -> list[AtSpeeds]:
     dense = next((point for point in points if point.method == "dense"), None)
     random = [point for point in points if point.method == "random"]
     found = []
-    for method in dict.fromkeys(point.method for point in points if point.method not in BESIDE):
+    for method in dict.fromkeys(point.method for point in points if point.method != "random"):
         mine = [point for point in points if point.method == method]
         title, account = mine[0].title, methods.lookup(method).traits.published_cost
         every = {point.setting: _operating(point, dense, random) for point in sorted(mine, key=_speedup)}
@@ -107,6 +107,10 @@ def _speedup(point: Point) -> float:
     return float(np.mean([(cost["extra"][account] if account else cost)["speedup"] for cost in costs]))
 
 
+def _seed(record: Record) -> int:
+    return int(record["config"]["seed"])
+
+
 def _operating(point: Point, dense: Point | None, random: Sequence[Point]) -> Operating:
     loss, dense = None, dense and dense.of_seeds(point.seeds)
     if dense is not None and point.resampled is not None and dense.resampled is not None:
@@ -114,7 +118,7 @@ def _operating(point: Point, dense: Point | None, random: Sequence[Point]) -> Op
     beside = _nearest(random, _speedup(point))
     return Operating(
         setting=point.setting,
-        scores=tuple(100 * record["metrics"]["score"] for record in point.records),
+        scores=tuple(100 * record["metrics"]["score"] for record in sorted(point.records, key=_seed)),
         speedup=_speedup(point),
         loss=loss,
         random_score=None if beside is None else beside.score,

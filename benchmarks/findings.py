@@ -54,6 +54,8 @@ def report(found: Sequence[Measured], near: Sequence[AtSpeeds], command: str) ->
         "",
         *_glance(found),
         "",
+        f"The dense model seed by seed, those of runs without all methods included: {_dense_seeds(near)}.",
+        "",
         "## Claims",
         "",
     ]
@@ -74,6 +76,11 @@ def _glance(found: Sequence[Measured]) -> list[str]:
         mine = {one.task: one for one in found if (one.model, one.title) == (model, title)}
         rows.append((model, title, *(_cell(mine[task]) if task in mine else DASH for task in tasks)))
     return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _dense_seeds(near: Sequence[AtSpeeds]) -> str:
+    scores = {one.task: one.every[0].scores for one in near if one.method == "dense"}
+    return "; ".join(f"{task} {', '.join(f'{score:.1f}' for score in own)}" for task, own in scores.items())
 
 
 def _cell(one: Measured) -> str:
@@ -98,7 +105,11 @@ def _at_speeds(near: Sequence[AtSpeeds]) -> list[str]:
     """Of each method the measured setting nearest to each of some speed-ups."""
     rows: list[Sequence[str]] = [("Task", "Method", *(f"About {speed:g}x" for speed in SPEEDS))]
     rows.append(("---",) * (2 + len(SPEEDS)))
-    rows += [(one.task, one.title, *(_operating(setting, one.every) for setting in one.settings)) for one in near]
+    rows += [
+        (one.task, one.title, *(_operating(setting, one.every) for setting in one.settings))
+        for one in near
+        if one.method != "dense"
+    ]
     note = (
         f"Of each method the measured setting nearest to the speed-up, if within {100 * NEAR:g} %: score and "
         "difference to the dense model with its interval (of single comparisons), and the score of random dropping at "

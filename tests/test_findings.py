@@ -166,7 +166,7 @@ def test_of_each_method_the_setting_nearest_to_a_speed_is_shown(tmp_path, speed,
         turned = {"kind": "evaluate", "extra": extra | {"setting": value}}
         write_record(tmp_path, "deebert", speedup=speedup, score=0.9, texts=texts, **turned)
     write_record(tmp_path, "random", speedup=1.9, score=0.7, options={"keep_schedule": (0.9, 0.6, 0.3)})
-    (found,) = at_speeds(tmp_path, ["mood"])
+    _, found = at_speeds(tmp_path, ["mood"])
     one = dict(zip(SPEEDS, found.settings, strict=True))[speed]
     assert one is not None and one.loss is not None
     assert (found.task, found.method, found.title, one.setting) == ("mood", "deebert", "DeeBERT", setting)
@@ -181,7 +181,7 @@ def test_speeds_are_those_that_the_method_s_paper_counts_and_the_title_says_so(t
     splits = {"validation": {"scores": {"accuracy": 0.8}, "cost": cost, "retention": None}}
     write_record(tmp_path, "dense", speedup=1.0)
     write_record(tmp_path, "deformer", metrics={"splits": splits})
-    (found,) = at_speeds(tmp_path, ["mood"])
+    _, found = at_speeds(tmp_path, ["mood"])
     slow, fast = found.settings
     assert found.title == f"DeFormer, {account}" and slow is None
     assert fast.speedup == 1.9 and fast.scores == (80.0,) and fast.loss is not None
@@ -189,14 +189,15 @@ def test_speeds_are_those_that_the_method_s_paper_counts_and_the_title_says_so(t
 
 def test_a_loss_is_against_the_dense_model_of_the_same_seeds(tmp_path):
     labels = "01" * 20
-    for seed, wrong in ((42, 0), (43, 8)):
-        texts = {"labels": labels, "predicted": labels[wrong:] + labels[:wrong][::-1]}
-        right = sum(map(str.__eq__, *texts.values())) / 40
-        write_record(tmp_path, "dense", speedup=1.0, score=right, texts=texts, seed=seed)
+    for seed, predicted in ((42, labels), (43, labels[:24] + labels[24:][::-1])):
+        score = sum(map(str.__eq__, labels, predicted)) / 40
+        texts = {"labels": labels, "predicted": predicted}
+        write_record(tmp_path, "dense", speedup=1.0, score=score, texts=texts, seed=seed)
     texts = {"labels": labels, "predicted": labels[:36] + "1010"}
     write_record(tmp_path, "transkimmer", speedup=1.5, score=0.9, texts=texts, seed=42)
-    (found,) = at_speeds(tmp_path, ["mood"])
+    dense, found = at_speeds(tmp_path, ["mood"])
     assert found.settings[0].loss.points == pytest.approx(-10.0)
+    assert findings.report([], [dense, found], "command").count("mood 100.0, 60.0.") == 1
 
 
 def test_no_table_is_said(tmp_path):
