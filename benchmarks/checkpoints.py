@@ -207,6 +207,13 @@ def remove_partial(config_hash: str) -> None:
     folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
 
 
+def remove_left_behind(config_hash: str) -> None:
+    """Forget the checkpoints of a finished run whose process was killed before it did; those in use stay."""
+    folder = partial_folder(config_hash)
+    if (folder.is_dir() or folder.with_name(f"{folder.name}.lock").is_file()) and not is_in_use(config_hash):
+        remove_partial(config_hash)
+
+
 # Files --------------------------------------------------------------------------------------------------------------
 
 

@@ -82,6 +82,8 @@ def execute(
     Raises:
         UserError: bad input that a run met.
     """
+    from benchmarks.checkpoints import remove_left_behind
+
     waiting = list(first)
     with _Running(place, report, store) as workers:
         while waiting or workers.running or workers.suspects:
@@ -94,6 +96,8 @@ def execute(
                 if record is None:
                     workers.start(job)
                     continue
+                if record["status"] == "ok":
+                    remove_left_behind(job.key)
                 done = [(job, record)]
             for job, record in done:
                 waiting.extend(follow(job, record))

@@ -155,6 +155,19 @@ def test_a_sweep_killed_at_twenty_moments_ends_as_an_undisturbed_one(world, tmp_
         same_as_undisturbed(root, world)
 
 
+@pytest.mark.parametrize("left", ["folder", "lock"])
+def test_what_a_run_killed_after_its_record_leaves_behind_is_cleared_up(world, monkeypatch, left):
+    """The record is written, then the checkpoints go, the lock last; a kill between any two leaves the rest."""
+    monkeypatch.setenv("SKIMBENCH_HOME", str(world[1] / "home"))
+    partial = world[1] / "home" / "checkpoints" / "partial"
+    some = next(iter(json.loads(text)["config_hash"] for text in records(world[1]).values()))
+    (partial / f"{some}.lock").touch()
+    if left == "folder":
+        (partial / some).mkdir()
+    assert run_command(main, [*world[0], "--results", str(world[1])]) == 0
+    assert not list(partial.iterdir())
+
+
 def test_a_search_killed_at_random_trials_ends_as_an_undisturbed_one(world, sweep, tmp_path, monkeypatch):
     """LAT's: SIGKILL at seeded random trials, each of them computed once in all."""
     arguments = [*sweep, "--methods", "lat", "--results", str(tmp_path / "killed")]

@@ -157,7 +157,7 @@ def span_entry(name: str, f1: float, tuned: float, task="squad_v2") -> Entry:
     scores = {"squad_f1": f1, "squad_exact": f1 / 2, "squad_has_answer_f1": 0.25, "tuned_f1": tuned}
     record = {
         "config_hash": name,
-        "config": {"data": {"splits": {"train": {"rows": 1234}, "validation": {"rows": 50}}}},
+        "config": {"data": {"splits": {"train": {"rows": 1234}, "validation": {"rows": 50}}}, "seed": ord(name)},
         "metrics": {"metric": "squad_f1", "splits": {"validation": {"scores": scores}}},
     }
     return Entry(model=hub_model("BERT-base", "bert"), task=TASKS[task], method="dense", record=record)
@@ -174,3 +174,4 @@ def test_answer_table_averages_seeds_and_leaves_gaps():
 def test_data_lines_say_once_how_many_rows_there_were():
     (line,) = data_lines([span_entry("a", 0.5, 0.6), span_entry("b", 0.6, 0.8)])
     assert line.startswith("SQuAD v2.0: 1,234 train, 50 validation rows (official: 130,319 and 11,873), at most 384")
+    assert line.endswith("; seeds 97 98")
