@@ -1,7 +1,7 @@
 """The papers' claims, each with the rule that decides on it.
 
-A verdict is a rule over measured differences and their intervals, written down here before the numbers were there.
-Where the intervals allow both, it is "not decided".
+A verdict is a rule over measured differences and their intervals; results/CHANGES.md names the rules that changed after
+numbers had been seen. Where the intervals allow both, it is "not decided".
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from scipy.stats import kendalltau
 
 from benchmarks.compared import FAMILY_LEVEL, Difference, Measured, holm, paired
 from benchmarks.equal_speed import NEAR, SPEEDS, AtSpeeds
+from benchmarks.pareto_rows import OWN_SETTING
 
 FREE, LOSS = 1.5, 1.0  # "1.5x without loss", "under 1 %"
 ABOUT = 1 + NEAR  # speed-ups whose ratio is at most this are no different
@@ -58,7 +59,7 @@ def small_loss(found: Sequence[Measured]) -> tuple[str, list[str]]:
 
 
 def free_on_mrpc(near: Sequence[AtSpeeds] = ()) -> Judge:
-    """Holds where Transkimmer is `FREE` times faster on MRPC and its loss is certainly below `LOSS`.
+    """Holds where Transkimmer is about `FREE` times faster on MRPC, or more, and its loss is certainly below `LOSS`.
 
     A certain loss fails it at about that speed-up only: one at a much larger speed-up says nothing. Besides its own
     setting, that counts which is nearest to `FREE`, where one was measured.
@@ -138,11 +139,14 @@ def _own_pairs(found: Sequence[Measured], rivals: Sequence[str]) -> Iterator[_Pa
 
 
 def _near_pairs(near: Sequence[AtSpeeds], rivals: Sequence[str]) -> Iterator[_Pair]:
+    """But for those of two own settings, which `_own_pairs` has."""
     for own in near:
         for other in near:
             if own.method != "transkimmer" or other.method not in rivals or other.task != own.task:
                 continue
             for speed, mine, theirs in zip(SPEEDS, own.settings, other.settings, strict=True):
+                if mine and theirs and mine.setting == theirs.setting == OWN_SETTING:
+                    continue
                 if mine and theirs and mine.drawn is not None and theirs.drawn is not None:
                     difference = paired(mine.score - theirs.score, mine.drawn - theirs.drawn)
                     said = f"about {speed:g}x, {own.task}, {other.title}"

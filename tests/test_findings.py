@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,14 @@ def test_methods_are_compared_at_the_same_speed_too(score, verdict):
     found, evidence = claims.better_than("ltp", near=there)([])
     assert found == verdict and len(evidence) == 2
     assert "about 1.5x, MRPC, ltp" in evidence[1] and "at 1.45x against 1.55x" in evidence[1]
+
+
+def test_two_own_settings_are_compared_once():
+    measured_at = (near("transkimmer", 85.0, 1.5), near("ltp", 80.0, 1.5))
+    own, rival = (replace(it.settings[0], setting="recipe") for it in measured_at)
+    there = [AtSpeeds("MRPC", name, name, (it, None)) for name, it in (("transkimmer", own), ("ltp", rival))]
+    found = [one("transkimmer", 85.0, 1.5), one("ltp", 80.0, 1.5)]
+    assert len(claims.better_than("ltp", near=there)(found)[1]) == 2  # the count, and one pair
 
 
 def test_one_of_many_comparisons_is_not_certain_by_itself():
