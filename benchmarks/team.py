@@ -127,6 +127,7 @@ def joined() -> Iterator[Team]:
         yield _team
         return
     import torch
+    import torch.distributed.nn  # before the group exists: its functions keep the default group of their import alive
 
     rank, on_gpu = int(os.environ["RANK"]), torch.cuda.is_available()
     if on_gpu:
@@ -145,6 +146,7 @@ def joined() -> Iterator[Team]:
         raise
     finally:
         _team = Team()
+        # Joins the group's threads if nobody keeps it; one that lets go of a tensor as the interpreter ends aborts it.
         torch.distributed.destroy_process_group()
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,11 +44,15 @@ def world(tmp_path_factory):
     return [*arguments, "--device", "cpu", "--methods", *METHODS]
 
 
-def start(arguments: list[str], root: Path, size: int, prepare: Callable[[int], None]) -> list[int]:
-    """Processes as a launcher starts them; returns their ids, the leader's first."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def start(arguments: list[str], root: Path, size: int, prepare: Callable[[int], None]) -> list[int]:
+    """Processes as a launcher starts them; returns their ids, the leader's first."""
+    port = free_port()
 
     def process(rank: int) -> int:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -203,11 +208,9 @@ def test_accelerate_launch(world, tmp_path):
     """The command as the documentation has it."""
     launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --dynamo_backend no"
     command = ["-m", "benchmarks.glue", *world, "--methods", "transkimmer", "--results", str(tmp_path)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = ["--mixed_precision", "no", "--main_process_port", str(free_port())]
     done = subprocess.run(
-        [sys.executable, *launch.split(), "--mixed_precision", "no", "--main_process_port", port, *command],
+        [sys.executable, *launch.split(), *port, *command],
         cwd=PROJECT_ROOT,
         env={**os.environ, "SKIMBENCH_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -218,3 +221,31 @@ def test_accelerate_launch(world, tmp_path):
     assert done.returncode == 0, done.stderr
     said = [json.loads(text)["config"]["extra"].get("processes") for text in records(tmp_path).values()]
     assert said == [2, 2]
+
+
+def test_a_process_leaves_no_thread_of_the_group_behind():
+    """One that lets go of a tensor as the interpreter ends would abort a process that has done its work."""
+    threads = "[Path(f'/proc/self/task/{task}/comm').read_text().strip() for task in os.listdir('/proc/self/task')]"
+    process = f"""
+        import os
+        from pathlib import Path
+        from benchmarks import team
+
+        with team.joined() as processes:
+            import torch._dynamo  # as training does, which imports what may keep the group
+            assert any("gloo" in name for name in {threads}), "gloo's threads have other names"
+            if not processes.leads:
+                assert list(processes.orders()) == []
+        left = [name for name in {threads} if "gloo" in name]
+        assert not left, left
+    """
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(process)]
+    both = [
+        subprocess.Popen(
+            command, cwd=PROJECT_ROOT, env={**os.environ, **world, "RANK": str(rank)}, stderr=subprocess.PIPE
+        )
+        for rank in range(2)
+    ]
+    errors = [started.communicate(timeout=120)[1].decode() for started in both]
+    assert [started.returncode for started in both] == [0, 0], "\n".join(errors)
