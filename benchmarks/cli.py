@@ -205,6 +205,12 @@ def _dense_training(arguments: argparse.Namespace) -> DenseTraining | None:
     return None if samples is None and epochs is None else DenseTraining(samples=samples, epochs=epochs)
 
 
+def check_from_records(arguments: argparse.Namespace) -> None:
+    """Refuse a `--from-records`, which computes nothing, beside `--force`, which computes again."""
+    if arguments.from_records and arguments.force:
+        raise UserError("--from-records trains nothing and --force computes again: give one of them")
+
+
 def _check_seeds(seeds: Sequence[int]) -> None:
     for seed in seeds:
         if not 0 <= seed < 2**32:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import glue, long
-from benchmarks.cli import OWN_RESULTS, Session, open_session, parser, run_command
+from benchmarks.cli import OWN_RESULTS, Session, check_from_records, open_session, parser, run_command
 from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import UserError
 from benchmarks.files import writing
@@ -101,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     arguments = build_parser().parse_args(argv)
     arguments.tasks = [*(arguments.tasks or ()), *(arguments.dataset or ())] or None
+    check_from_records(arguments)
     if arguments.points is not None and arguments.points < 1:
         raise UserError(f"--points must be at least 1, got {arguments.points}")
     if arguments.budget is not None and not arguments.budget > 0:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from benchmarks.cli import Session, open_session, parser
+from benchmarks.cli import Session, check_from_records, open_session, parser
 from benchmarks.console import add_json_flag, answer, open_console, rows_of
 from benchmarks.errors import UserError
 from benchmarks.runs import RunStore
@@ -69,6 +69,7 @@ class Suite:
         )
         add_json_flag(flags)
         arguments = flags.parse_args(argv)
+        check_from_records(arguments)
         session = open_session(arguments, self)
         session = replace(session, quiet=session.quiet or arguments.json)
         console = open_console(quiet=arguments.json)

@@ -334,6 +334,13 @@ ARGUMENTS: dict[str, Case] = {
         None,
         ["no finished runs in"],
     ),
+    "pareto: records and none": (
+        "pareto",
+        ["--from-records", "--force"],
+        None,
+        ["--from-records", "--force", "one of"],
+    ),
+    "glue: records and none": ("glue", [*LOCAL, "--from-records", "--force"], None, ["--from-records", "--force"]),
     "pareto: no stand-in": ("pareto", ["--profile", "embedded", "--dataset", "imdb"], None, ["nor a stand-in for it"]),
     "embedded: unknown task": ("embedded", ["--tasks", "sst2"], None, ["--tasks", "'sst2'", "vader_sentiment"]),
 }
