@@ -158,7 +158,7 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
     for padding in arguments.padding:
         if padding not in PADDINGS:
             raise UserError(f"--padding takes {', '.join(PADDINGS)}, got '{padding}'")
-    _check_seeds(arguments.seeds or ())
+    check_seeds(arguments.seeds or ())
     names = arguments.tasks or suite.tasks[profile]
     wanted = arguments.methods or methods.available()
     for name in wanted:
@@ -211,7 +211,8 @@ def check_from_records(arguments: argparse.Namespace) -> None:
         raise UserError("--from-records trains nothing and --force computes again: give one of them")
 
 
-def _check_seeds(seeds: Sequence[int]) -> None:
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that no generator takes, and one given twice."""
     for seed in seeds:
         if not 0 <= seed < 2**32:
             raise UserError(f"--seeds takes whole numbers from 0 to {2**32 - 1}, got {seed}")

@@ -15,6 +15,9 @@ from benchmarks.console import add_json_flag, answer, open_console
 from benchmarks.equal_speed import NEAR, SPEEDS, AtSpeeds, Operating, at_speeds
 from benchmarks.errors import Parser
 from benchmarks.files import writing
+from benchmarks.plain_trial import frame_of
+from benchmarks.plain_trial import read as read_trials
+from benchmarks.runs import Record
 from benchmarks.strategy import folders
 
 PROGRAM = "python -m benchmarks.findings"
@@ -26,8 +29,12 @@ def nearest(found: Sequence[Measured], source: Path) -> list[AtSpeeds]:
     return at_speeds(source, tuple(dict.fromkeys(one.task for one in found)))
 
 
-def report(found: Sequence[Measured], near: Sequence[AtSpeeds], command: str) -> str:
-    """The page."""
+def report(found: Sequence[Measured], near: Sequence[AtSpeeds], trials: Sequence[Record], command: str) -> str:
+    """The page.
+
+    Args:
+        trials: plain ones of the checkpoint, to hold the dense model against.
+    """
     texts = {one.task: one.texts for one in found}
     models = ", ".join(dict.fromkeys(one.model for one in found))
     seeds = sorted({one.seeds for one in found})
@@ -56,6 +63,7 @@ def report(found: Sequence[Measured], near: Sequence[AtSpeeds], command: str) ->
         "",
         f"The dense model seed by seed, those of runs without all methods included: {_dense_seeds(near)}.",
         "",
+        *_trials(trials),
         "## Claims",
         "",
     ]
@@ -81,6 +89,26 @@ def _glance(found: Sequence[Measured]) -> list[str]:
 def _dense_seeds(near: Sequence[AtSpeeds]) -> str:
     scores = {one.task: one.every[0].scores for one in near if one.method == "dense"}
     return "; ".join(f"{task} {', '.join(f'{score:.1f}' for score in own)}" for task, own in scores.items())
+
+
+def _trials(records: Sequence[Record]) -> list[str]:
+    if not records:
+        return []
+    last: dict[str, list[str]] = {}
+    best: dict[str, list[str]] = {}
+    for row in frame_of(records).itertuples():
+        place = f"{row.task}{'' if row.split == 'validation' else f' {row.split}'}"
+        last.setdefault(place, []).append(f"{row.last:.1f}")
+        best.setdefault(place, []).append(f"{row.best:.1f}")
+    after, chosen = (
+        "; ".join(f"{place} {', '.join(scores)}" for place, scores in each.items()) for each in (last, best)
+    )
+    return [
+        "A plain trial of the same checkpoint, which the dense model should not fall behind (the library's own model "
+        "in a bare loop on all training rows, `python -m benchmarks.plain_trial`), seed by seed after its last epoch: "
+        f"{after}. Its best epoch, chosen on the very texts that are scored: {chosen}.",
+        "",
+    ]
 
 
 def _cell(one: Measured) -> str:
@@ -163,7 +191,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = target / "FINDINGS.md"
     found = measured(source)
     near = nearest(found, source)
-    page = report(found, near, f"{PROGRAM} --results {given.results}" if given.results else PROGRAM)
+    page = report(
+        found, near, read_trials(source), f"{PROGRAM} --results {given.results}" if given.results else PROGRAM
+    )
     with writing(path):
         path.write_text(page, encoding="utf-8")
     open_console(quiet=given.json).print(f"findings: {path}", highlight=False, soft_wrap=True)

@@ -24,6 +24,7 @@ from benchmarks import (
     latency_targets,
     long,
     pareto,
+    plain_trial,
     plan,
     regression,
     report,
@@ -52,6 +53,7 @@ COMMANDS = {
     "latency_targets": latency_targets.main,
     "regression": regression.main,
     "strategy": strategy.main,
+    "plain_trial": plain_trial.main,
     "training_time": training_time.main,
     "pareto": pareto.main,
     "embedded": embedded.main,
@@ -121,6 +123,7 @@ def parquet(root: Path) -> None:
     rows(b"PAR1 and nothing else", suffix="parquet")(root)
 
 
+TRIED = ["--data-dir", "data", "--model", "model", "--tasks", "mood", "--results", "r"]
 TIMED = ["--model", "model", "--data-dir", "data", "--tasks", "mood", "--device", "cpu", "--quiet", "--results", "r"]
 Case = tuple[str, list[str], Spoil | None, list[str]]
 ARGUMENTS: dict[str, Case] = {
@@ -141,6 +144,12 @@ ARGUMENTS: dict[str, Case] = {
     "latency: a share above 1": ("latency", [*TIMED, "--schedule", "1,2,1"], None, ["--schedule", "got '1,2,1'"]),
     "latency: a share too few": ("latency", [*TIMED, "--schedule", "1,0.5"], None, ["2 shares for 3 layers"]),
     "latency: unknown method": ("latency", [*TIMED, "--methods", "lpt"], None, ["did you mean 'ltp'"]),
+    "plain_trial: no data": ("plain_trial", [], None, ["--data-dir"]),
+    "plain_trial: no folder": ("plain_trial", ["--data-dir", "none"], None, ["--data-dir none is not a folder"]),
+    "plain_trial: no epoch": ("plain_trial", [*TRIED, "--epochs", "0"], None, ["--epochs must be at least 1, got 0"]),
+    "plain_trial: a seed twice": ("plain_trial", [*TRIED, "--seeds", "1", "1"], None, ["--seeds has 1 twice"]),
+    "plain_trial: unknown task": ("plain_trial", [*TRIED, "--tasks", "moood"], None, ["no task 'moood'"]),
+    "plain_trial: spans": ("plain_trial", [*TRIED, "--tasks", "squad_v2"], None, ["neither a classification"]),
     "training_time: a text of one token": ("training_time", ["--lengths", "1"], None, ["--lengths takes 2 to 512"]),
     "training_time: no round": ("training_time", ["--rounds", "0"], None, ["--rounds must be at least 1, got 0"]),
     "training_time: unknown method": ("training_time", ["--methods", "lpt"], None, ["did you mean 'ltp'"]),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import methods
-from benchmarks import claims, findings
+from benchmarks import claims, findings, plain_trial
 from benchmarks.compared import Measured, holm, measured, paired
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.equal_speed import SPEEDS, AtSpeeds, Operating, at_speeds
@@ -120,9 +120,9 @@ def test_all_settings_and_seeds_of_what_fell_below_random_are_shown():
     rose = one("top", 85, 1.5, against_random=type(up)(up.points, up.low, up.high, up.p, True))
     every = (Operating("recipe", (80.0, 81.0), 1.5, None, None, None), Operating("a", (70.0,), 2.0, None, None, None))
     there = [AtSpeeds("MRPC", name, name, (None, None), every) for name in ("lat", "top")]
-    page = findings.report([fell, rose], there, "command")
+    page = findings.report([fell, rose], there, [], "command")
     assert "- MRPC, lat: recipe: 80.0 and 81.0 at 1.50x; a: 70.0 at 2.00x" in page and "MRPC, top: recipe" not in page
-    assert "Nothing did." in findings.report([rose], there, "command")
+    assert "Nothing did." in findings.report([rose], there, [], "command")
 
 
 def test_random_is_beaten_by_all_or_not():
@@ -160,7 +160,8 @@ def test_the_published_findings_are_what_the_records_give():
     page = (PROJECT_ROOT / "results" / "FINDINGS.md").read_text(encoding="utf-8")
     found = measured(PROJECT_ROOT / "results")
     near = findings.nearest(found, PROJECT_ROOT / "results")
-    assert page == findings.report(found, near, f"{findings.PROGRAM} --results results")
+    trials = plain_trial.read(PROJECT_ROOT / "results")
+    assert page == findings.report(found, near, trials, f"{findings.PROGRAM} --results results")
     assert set(re.findall(r"\b[0-9a-f]{12}\b", page)) == {name for one in found for name in one.records}
 
 
@@ -206,7 +207,7 @@ def test_a_loss_is_against_the_dense_model_of_the_same_seeds(tmp_path):
     write_record(tmp_path, "transkimmer", speedup=1.5, score=0.9, texts=texts, seed=42)
     dense, found = at_speeds(tmp_path, ["mood"])
     assert found.settings[0].loss.points == pytest.approx(-10.0)
-    assert findings.report([], [dense, found], "command").count("mood 100.0, 60.0.") == 1
+    assert findings.report([], [dense, found], [], "command").count("mood 100.0, 60.0.") == 1
 
 
 def test_no_table_is_said(tmp_path):

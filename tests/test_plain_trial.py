@@ -1,0 +1,62 @@
+"""The plain trial: it learns, one seed gives one result, and the page of findings says what it gave."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from benchmarks import findings, plain_trial
+from benchmarks.cli import run_command
+from tests.small_world import write_model, write_sentences
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("plain_trial")
+    model, data = write_model(root / "model"), write_sentences(root / "data", rows=96)
+    grades = data / "grade"
+    grades.mkdir()
+    for split in ("train", "validation"):
+        rows = pd.read_csv(data / "mood" / f"{split}.csv")
+        rows.assign(label=rows["label"] * 2.5 + rows["sentence"].str.len() / 100).to_csv(grades / f"{split}.csv")
+    return ["--model", str(model), "--data-dir", str(data), "--device", "cpu", "--quiet"]
+
+
+def tried(world, results, *arguments):
+    assert run_command(plain_trial.main, [*world, "--results", str(results), *arguments]) == 0
+    return plain_trial.read(results / "scratch") or plain_trial.read(results)
+
+
+def test_it_learns_what_can_be_learnt(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(plain_trial, "LEARNING_RATE", 2e-3)
+    (record,) = tried(world, tmp_path, "--tasks", "mood", "--epochs", "20")
+    scores = [epoch["validation"]["accuracy"] for epoch in record["metrics"]["epochs"]]
+    assert len(scores) == 20 and scores[-1] > 0.95 and record["metrics"]["training_rows"] == 96
+    assert record["config"]["extra"]["learning_rate"] == 2e-3
+    page = findings.report([], [], [record], "command")
+    every = [f"{100 * score:.1f}" for score in scores]
+    assert (
+        f"after its last epoch: mood {every[-1]}." in page and f"that are scored: mood {100 * max(scores):.1f}." in page
+    )
+    assert "plain trial" not in findings.report([], [], [], "command")
+
+
+def test_a_seed_gives_one_result_and_is_tried_once(world, tmp_path, capsys):
+    arguments = ["--tasks", "mood", "grade", "--epochs", "1", "--max-train-samples", "32"]
+    first = tried(world, tmp_path / "a", *arguments, "--seeds", "1", "2")
+    assert [(r["config"]["task"], r["config"]["seed"]) for r in first] == [
+        *(("grade", seed) for seed in (1, 2)),
+        *(("mood", seed) for seed in (1, 2)),
+    ]
+    again = tried(world, tmp_path / "b", *arguments, "--seeds", "2")
+    assert [r["metrics"]["epochs"] for r in again] == [first[1]["metrics"]["epochs"], first[3]["metrics"]["epochs"]]
+    assert first[0]["metrics"]["epochs"] != first[1]["metrics"]["epochs"]
+    capsys.readouterr()
+    kept = tried(world, tmp_path / "b", *arguments, "--seeds", "2", "--json")
+    assert [r["started_at"] for r in kept] == [r["started_at"] for r in again]
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["task"], row["metric"]) for row in rows] == [("mood", "accuracy"), ("grade", "pearson")]
+    (table,) = (tmp_path / "b").rglob("plain_trial.md")
+    assert "| mood   | validation | accuracy | 2 " in table.read_text()
