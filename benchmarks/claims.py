@@ -117,11 +117,11 @@ def better_than(*rivals: str, near: Sequence[AtSpeeds] = ()) -> Judge:
         if not pairs:
             return ABSENT, []
         limit = holm([pair.difference.p for pair in pairs])
-        pairs = [replace(p, difference=replace(p.difference, decided=p.difference.p <= limit)) for p in pairs]
+        pairs = [replace(pair, difference=pair.difference.judged(limit)) for pair in pairs]
         ahead, behind = sum(pair.ahead for pair in pairs), sum(pair.behind for pair in pairs)
         note = (
             f"certainly better at no lower speed in {ahead} of {len(pairs)} comparisons, certainly worse at no higher "
-            f"speed in {behind} (* marks what is certain, by Holm's correction over these comparisons)"
+            f"speed in {behind} (* marks what is certain: by Holm's correction over these comparisons, with every seed)"
         )
         verdict = HOLDS if ahead == len(pairs) else FAILS if behind > ahead else OPEN
         at = (f"at {pair.own_speedup:.2f}x against {pair.speedup:.2f}x" for pair in pairs)
@@ -134,7 +134,7 @@ def _own_pairs(found: Sequence[Measured], rivals: Sequence[str]) -> Iterator[_Pa
     for own in _of(found, "transkimmer"):
         for other in _of(found, *rivals):
             if (other.table, other.task) == (own.table, own.task) and own.drawn is not None and other.drawn is not None:
-                difference = paired(own.score - other.score, own.drawn - other.drawn)
+                difference = paired(own.scores, other.scores, own.drawn - other.drawn)
                 yield _Pair(difference, own.speedup, other.speedup, f"{own.task}, {other.title}")
 
 
@@ -148,7 +148,7 @@ def _near_pairs(near: Sequence[AtSpeeds], rivals: Sequence[str]) -> Iterator[_Pa
                 if mine and theirs and mine.setting == theirs.setting == OWN_SETTING:
                     continue
                 if mine and theirs and mine.drawn is not None and theirs.drawn is not None:
-                    difference = paired(mine.score - theirs.score, mine.drawn - theirs.drawn)
+                    difference = paired(mine.scores, theirs.scores, mine.drawn - theirs.drawn)
                     said = f"about {speed:g}x, {own.task}, {other.title}"
                     yield _Pair(difference, mine.speedup, theirs.speedup, said)
 

@@ -24,7 +24,8 @@ class Difference:
 
     Attributes:
         low, high: 95 % interval over draws of the texts. p: two-sided, of a normal distribution as wide as these draws.
-        decided: after Holm's correction.
+        decided: after Holm's correction; never where one seed's difference is of the other sign.
+        by_seed: each seed's own difference, where there are several.
     """
 
     points: float
@@ -32,6 +33,12 @@ class Difference:
     high: float
     p: float
     decided: bool = False
+    by_seed: tuple[float, ...] = ()
+
+    def judged(self, limit: float) -> Difference:
+        """Decided if p is at most `limit` and all seeds have the sign of their mean."""
+        agree = all(own * self.points > 0 for own in self.by_seed)
+        return replace(self, decided=agree and self.p <= limit)
 
     @property
     def decided_sign(self) -> int:
@@ -40,8 +47,9 @@ class Difference:
 
     @property
     def text(self) -> str:
-        """As tables print it; a star if decided."""
-        return f"{self.points:+.1f} [{self.low:+.1f}, {self.high:+.1f}]{'*' if self.decided else ''}"
+        """As tables print it; a star if decided, then the seeds."""
+        seeds = f" (seeds {', '.join(f'{own:+.1f}' for own in self.by_seed)})" if self.by_seed else ""
+        return f"{self.points:+.1f} [{self.low:+.1f}, {self.high:+.1f}]{'*' if self.decided else ''}{seeds}"
 
 
 @dataclass(frozen=True)
@@ -49,19 +57,21 @@ class Measured:
     """One method on one task, without padding.
 
     Attributes:
-        score, random_score: percent, mean of seeds; the latter of its random twin, None without one. shares: of the
-            tokens, that each layer computes. drawn: (draws,) scores on texts drawn anew; None where the outcomes of
-            single texts are unknown, and then the differences too.
+        split: task and split by name, "mnli/validation_matched". scores: percent, of each seed; score: their mean.
+        random_score: of its random twin, None without one. shares: of the tokens, that each layer computes.
+        drawn: (draws,) scores on texts drawn anew; None where the outcomes of single texts are unknown, and then the
+            differences too.
     """
 
     table: str
     task: str
+    split: str
     metric: str
     model: str
     method: str
     title: str
     score: float
-    seeds: int
+    scores: tuple[float, ...]
     speedup: float
     shares: tuple[float, ...]
     texts: int
@@ -130,26 +140,37 @@ class _Draws:
         """(draws,) percent, seeds averaged; None unless the outcome of each text is known."""
         drawn = []
         for name in row["records"].split():
-            outcomes = outcomes_of(self.record(name))
+            outcomes = outcomes_of(self.record(name), _split(row))
             if outcomes is None or outcomes.source != PREDICTIONS:
                 return None
             drawn.append(100 * outcomes.resampled())
         return np.mean(drawn, axis=0)
 
+    def scores(self, row: Mapping[str, str]) -> tuple[float, ...]:
+        """Percent, of each seed."""
+        results = (self.record(name)["metrics"]["splits"][_split(row)] for name in row["records"].split())
+        return tuple(100 * result["scores"][row["metric"]] for result in results)
+
+
+def _split(row: Mapping[str, str]) -> str:
+    """The name of a row's split, as records have it."""
+    return row["split"].rpartition("/")[2]
+
 
 def _one(row: Mapping[str, str], dense: Mapping[str, str], twin: Mapping[str, str] | None, draws: _Draws) -> Measured:
     names = tuple(row["records"].split())
-    costs = [next(iter(draws.record(name)["metrics"]["splits"].values()))["cost"] for name in names]
+    costs = [draws.record(name)["metrics"]["splits"][_split(row)]["cost"] for name in names]
     itself = row["method"] == "dense"
     return Measured(
         table=row["table"],
         task=row["task"],
+        split=row["split"],
         metric=row["metric"],
         model=row["model"],
         method=row["method"],
         title=row["title"],
         score=float(row["measured"]),
-        seeds=int(row["seeds"]),
+        scores=draws.scores(row),
         speedup=float(row["speedup"]),
         shares=tuple(float(share) for share in np.mean([cost["ffn_share"] for cost in costs], axis=0)),
         texts=costs[0]["texts"],
@@ -165,14 +186,21 @@ def _difference(row: Mapping[str, str], other: Mapping[str, str], draws: _Draws)
     mine, theirs = draws.of(row), draws.of(other)
     if mine is None or theirs is None:
         return None
-    return paired(float(row["measured"]) - float(other["measured"]), mine - theirs)
+    return paired(draws.scores(row), draws.scores(other), mine - theirs)
 
 
-def paired(points: float, drawn: NDArray[np.float64]) -> Difference:
-    """A difference in points, with what its draws (draws,) say about it."""
-    low, high = interval(drawn)
-    width = float(np.std(drawn))
-    return Difference(points, low, high, float(2 * norm.sf(abs(points) / width)) if width else float(points == 0))
+def paired(mine: Sequence[float], theirs: Sequence[float], drawn: NDArray[np.float64]) -> Difference:
+    """The difference of two mean scores, in points, with what its draws (draws,) say about it.
+
+    Args:
+        mine, theirs: percent, of each seed; seed by seed they are compared where both have as many.
+    """
+    points, (low, high), width = float(np.mean(mine) - np.mean(theirs)), interval(drawn), float(np.std(drawn))
+    p = float(2 * norm.sf(abs(points) / width)) if width else float(points == 0)
+    by_seed = (
+        tuple(own - other for own, other in zip(mine, theirs, strict=True)) if len(mine) == len(theirs) > 1 else ()
+    )
+    return Difference(points, low, high, p, by_seed=by_seed)
 
 
 def _corrected(found: Sequence[Measured]) -> list[Measured]:
@@ -181,7 +209,7 @@ def _corrected(found: Sequence[Measured]) -> list[Measured]:
     limit = holm([difference.p for difference in every])
 
     def judged(difference: Difference | None) -> Difference | None:
-        return None if difference is None else replace(difference, decided=difference.p <= limit)
+        return None if difference is None else difference.judged(limit)
 
     return [
         replace(one, against_dense=judged(one.against_dense), against_random=judged(one.against_random))

@@ -18,7 +18,6 @@ import methods
 from benchmarks.comparable import Comparison, first_split, read_comparisons
 from benchmarks.compared import Difference, paired
 from benchmarks.pareto_rows import Point, points_of
-from benchmarks.runs import Record
 
 SPEEDS = (1.5, 2.0)
 NEAR = 0.15  # speed-ups are about the same where the larger is at most this share above the smaller
@@ -64,9 +63,9 @@ class AtSpeeds:
     every: tuple[Operating, ...] = ()
 
 
-def at_speeds(source: Path, titles: Sequence[str]) -> list[AtSpeeds]:
-    """Of every method, the dense model among them, on the tasks called `titles`."""
-    return [one for comparison in read_comparisons(source) if comparison.title in titles for one in _of(comparison)]
+def at_speeds(source: Path, tasks: Sequence[str]) -> list[AtSpeeds]:
+    """Of every method, the dense model among them, on the tasks of these names."""
+    return [one for comparison in read_comparisons(source) if comparison.task in tasks for one in _of(comparison)]
 
 
 def _of(comparison: Comparison) -> list[AtSpeeds]:
@@ -107,18 +106,20 @@ def _speedup(point: Point) -> float:
     return float(np.mean([(cost["extra"][account] if account else cost)["speedup"] for cost in costs]))
 
 
-def _seed(record: Record) -> int:
-    return int(record["config"]["seed"])
+def _scores(point: Point) -> tuple[float, ...]:
+    """Percent, of each seed in order."""
+    in_order = sorted(point.records, key=lambda record: record["config"]["seed"])
+    return tuple(100 * record["metrics"]["score"] for record in in_order)
 
 
 def _operating(point: Point, dense: Point | None, random: Sequence[Point]) -> Operating:
     loss, dense = None, dense and dense.of_seeds(point.seeds)
     if dense is not None and point.resampled is not None and dense.resampled is not None:
-        loss = paired(point.score - dense.score, point.resampled - dense.resampled)
+        loss = paired(_scores(point), _scores(dense), point.resampled - dense.resampled)
     beside = _nearest(random, _speedup(point))
     return Operating(
         setting=point.setting,
-        scores=tuple(100 * record["metrics"]["score"] for record in sorted(point.records, key=_seed)),
+        scores=_scores(point),
         speedup=_speedup(point),
         loss=loss,
         random_score=None if beside is None else beside.score,

@@ -26,7 +26,7 @@ DASH = "–"  # noqa: RUF001
 
 def nearest(found: Sequence[Measured], source: Path) -> list[AtSpeeds]:
     """The settings at about the same speed-ups on the tasks of `found`, from the records below `source`."""
-    return at_speeds(source, tuple(dict.fromkeys(one.task for one in found)))
+    return at_speeds(source, tuple(dict.fromkeys(one.split.partition("/")[0] for one in found)))
 
 
 def report(found: Sequence[Measured], near: Sequence[AtSpeeds], trials: Sequence[Record], command: str) -> str:
@@ -37,7 +37,7 @@ def report(found: Sequence[Measured], near: Sequence[AtSpeeds], trials: Sequence
     """
     texts = {one.task: one.texts for one in found}
     models = ", ".join(dict.fromkeys(one.model for one in found))
-    seeds = sorted({one.seeds for one in found})
+    seeds = sorted({len(one.scores) for one in found})
     lines = [
         "# What the records say about the papers' claims",
         "",
@@ -52,7 +52,8 @@ def report(found: Sequence[Measured], near: Sequence[AtSpeeds], trials: Sequence
         "",
         "A difference has its 95 % interval over draws of the evaluated texts, the same for both sides (paired "
         f"bootstrap); * marks those decided after Holm's correction over all of them, at {FAMILY_LEVEL:g} in all. "
-        "Seeds of training are not in these intervals. Speed-ups are of executed FLOPs, without padding.",
+        "Seeds of training are not in these intervals: where there are several, each one's own difference follows, and "
+        "none is decided that has another sign with another seed. Speed-ups are of executed FLOPs, without padding.",
         "",
         "## At a glance",
         "",

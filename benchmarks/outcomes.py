@@ -73,10 +73,10 @@ class Outcomes:
         return self.scores(draws(len(self.values)))
 
 
-def outcomes_of(record: Record) -> Outcomes | None:
-    """What a record knows about the texts of its first split; None if too little for intervals."""
+def outcomes_of(record: Record, split_name: str | None = None) -> Outcomes | None:
+    """What a record knows about the texts of a split, by default its first; None if too little for intervals."""
     metrics = record["metrics"]
-    metric, split = metrics["metric"], next(iter(metrics["splits"].values()))
+    metric, split = metrics["metric"], metrics["splits"][split_name or next(iter(metrics["splits"]))]
     if "texts" in split:
         return _from_texts(metric, split["texts"])
     order = np.random.default_rng(int(record["config_hash"], 16))

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import methods
@@ -22,8 +23,9 @@ RNG = np.random.default_rng(0)
 def one(method, score, speedup, *, wide=0.5, task="MRPC", **more):
     """A method on a task; its drawn scores are `wide` around its score."""
     drawn = score + wide * RNG.standard_normal(1_000)
-    given = {"table": "glue-local", "task": task, "metric": "f1", "model": "tiny", "seeds": 1, "texts": 400}
-    given |= {"title": method, "shares": (1.0, 0.5), "records": ("abc",), "drawn": drawn}
+    given = {"table": "glue-local", "task": task, "split": "mrpc/validation", "metric": "f1", "model": "tiny"}
+    given |= {"title": method, "shares": (1.0, 0.5), "records": ("abc",), "drawn": drawn, "texts": 400}
+    given |= {"scores": (score,)}
     return Measured(**given, method=method, score=score, speedup=speedup, **more)
 
 
@@ -35,28 +37,38 @@ def test_holm_by_hand():
 
 def test_a_difference_and_its_interval():
     drawn = RNG.normal(2.0, 1.0, 20_000)
-    found = paired(2.0, drawn)
+    found = paired([2.0], [0.0], drawn)
     assert (found.low, found.high) == pytest.approx((0.04, 3.96), abs=0.1)
     assert found.p == pytest.approx(0.0455, abs=0.003)  # two sigma
-    assert paired(0.0, np.zeros(10)).p == 1
+    assert paired([80.0], [80.0], np.zeros(10)).p == 1
+
+
+def test_what_one_seed_contradicts_is_not_decided():
+    """A mean loss of 2 points that the texts are sure of."""
+    drawn = RNG.normal(-2.0, 0.2, 2_000)
+    agreeing, torn = (paired(mine, [84.0, 84.0], drawn) for mine in ([82.5, 81.5], [79.0, 85.0]))
+    assert agreeing.points == torn.points == -2.0 and agreeing.p == torn.p < 1e-9
+    assert agreeing.judged(0.01).decided_sign == -1 and torn.judged(0.01).decided_sign == 0
+    assert not agreeing.judged(0.0).decided
+    assert torn.text.endswith("(seeds -5.0, +1.0)") and "seeds" not in paired([82.0], [84.0], drawn).text
 
 
 @pytest.mark.parametrize(("loss", "verdict"), [(0.0, claims.HOLDS), (-1.0, claims.OPEN), (-4.0, claims.FAILS)])
 def test_a_loss_is_judged_by_its_interval(loss, verdict):
-    difference = paired(loss, RNG.normal(loss, 0.4, 2_000))
+    difference = paired([loss], [0.0], RNG.normal(loss, 0.4, 2_000))
     own = one("transkimmer", 85.0 + loss, 1.7, against_dense=difference)
     assert claims.small_loss([own])[0] == verdict
     assert claims.free_on_mrpc()([own])[0] == verdict
 
 
 def test_a_loss_at_a_much_larger_speedup_does_not_decide_about_the_smaller_one():
-    loss = paired(-7.0, RNG.normal(-7, 0.4, 2_000))
+    loss = paired([-7.0], [0.0], RNG.normal(-7, 0.4, 2_000))
     verdicts = [claims.free_on_mrpc()([one("transkimmer", 78.0, speed, against_dense=loss)])[0] for speed in (1.7, 2.5)]
     assert verdicts == [claims.FAILS, claims.OPEN]
 
 
 def test_what_is_too_slow_is_not_free():
-    own = one("transkimmer", 85.0, 1.2, against_dense=paired(0.0, RNG.normal(0, 0.1, 2_000)))
+    own = one("transkimmer", 85.0, 1.2, against_dense=paired([0.0], [0.0], RNG.normal(0, 0.1, 2_000)))
     assert claims.free_on_mrpc()([own])[0] == claims.FAILS
 
 
@@ -77,7 +89,7 @@ def test_methods_are_compared_where_one_costs_no_more(score, speedup, verdict):
 def near(method, score, speedup, *, task="MRPC", wide=0.5):
     """A method at about 1.5x; see `one`."""
     drawn = score + wide * RNG.standard_normal(1_000)
-    loss = paired(score - 85.0, drawn - 85.0)
+    loss = paired([score], [85.0], drawn - 85.0)
     setting = Operating("weight 3", (score,), speedup, loss, None, None, drawn)
     return AtSpeeds(task, method, method, (setting, None))
 
@@ -107,7 +119,7 @@ def test_one_of_many_comparisons_is_not_certain_by_itself():
 
 
 def test_free_is_judged_at_the_setting_nearest_to_that_speed():
-    lost = paired(-7.0, RNG.normal(-7, 0.4, 2_000))
+    lost = paired([-7.0], [0.0], RNG.normal(-7, 0.4, 2_000))
     own = one("transkimmer", 78.0, 2.5, against_dense=lost)
     for score, verdict in ((85.0, claims.HOLDS), (84.0, claims.OPEN), (80.0, claims.FAILS)):
         found, evidence = claims.free_on_mrpc([near("transkimmer", score, 1.45)])([own])
@@ -115,7 +127,7 @@ def test_free_is_judged_at_the_setting_nearest_to_that_speed():
 
 
 def test_all_settings_and_seeds_of_what_fell_below_random_are_shown():
-    up, down = (paired(points, RNG.normal(points, 0.2, 2_000)) for points in (3.0, -3.0))
+    up, down = (paired([points], [0.0], RNG.normal(points, 0.2, 2_000)) for points in (3.0, -3.0))
     fell = one("lat", 80, 1.5, against_random=type(down)(down.points, down.low, down.high, down.p, True))
     rose = one("top", 85, 1.5, against_random=type(up)(up.points, up.low, up.high, up.p, True))
     every = (Operating("recipe", (80.0, 81.0), 1.5, None, None, None), Operating("a", (70.0,), 2.0, None, None, None))
@@ -126,7 +138,7 @@ def test_all_settings_and_seeds_of_what_fell_below_random_are_shown():
 
 
 def test_random_is_beaten_by_all_or_not():
-    up, down = (paired(points, RNG.normal(points, 0.2, 2_000)) for points in (3.0, -3.0))
+    up, down = (paired([points], [0.0], RNG.normal(points, 0.2, 2_000)) for points in (3.0, -3.0))
     sure = [one("lat", 85, 2, against_random=type(d)(d.points, d.low, d.high, d.p, True)) for d in (up, down)]
     unsure = one("top", 85, 2, against_random=up)
     verdicts = [claims.beats_random(some)[0] for some in ([sure[0]], [sure[0], unsure], [unsure, sure[1]], [])]
@@ -151,7 +163,7 @@ def test_whether_easier_tasks_skim_more_is_a_matter_of_ranks(speedups, verdict):
 
 
 def test_a_headline_needs_its_factor_without_a_loss():
-    good = paired(0.0, RNG.normal(0, 0.1, 2_000))
+    good = paired([0.0], [0.0], RNG.normal(0, 0.1, 2_000))
     assert claims.headline("lot", 25.0)([one("lot", 85, 1.5, against_dense=good)])[0] == claims.FAILS
     assert claims.headline("lot", 25.0)([one("lot", 85, 26.0, against_dense=good)])[0] == claims.HOLDS
 
@@ -182,7 +194,7 @@ def test_of_each_method_the_setting_nearest_to_a_speed_is_shown(tmp_path, speed,
     assert (found.task, found.method, found.title, one.setting) == ("mood", "deebert", "DeeBERT", setting)
     assert one.random_score == (70.0 if speed == 2.0 else None)
     assert one.loss.points == pytest.approx(-10.0) and one.loss.low < -10.0 < one.loss.high < 0.0
-    assert at_speeds(tmp_path, ["SST-2"]) == []
+    assert at_speeds(tmp_path, ["sst2"]) == []
 
 
 def test_speeds_are_those_that_the_method_s_paper_counts_and_the_title_says_so(tmp_path):
@@ -208,6 +220,34 @@ def test_a_loss_is_against_the_dense_model_of_the_same_seeds(tmp_path):
     dense, found = at_speeds(tmp_path, ["mood"])
     assert found.settings[0].loss.points == pytest.approx(-10.0)
     assert findings.report([], [dense, found], [], "command").count("mood 100.0, 60.0.") == 1
+
+
+def test_each_split_is_judged_by_its_own_texts(tmp_path):
+    """As MNLI's two: on one the method loses half of what it had, on the other nothing."""
+    labels, half = "01" * 40, "01" * 20 + "10" * 20
+    rows = []
+    for method, answers in (("dense", (labels, labels)), ("ltp", (half, labels))):
+        splits = {
+            name: {
+                "scores": {"accuracy": sum(map(str.__eq__, labels, predicted)) / 80},
+                "cost": {"texts": 80, "ffn_share": [1.0], "padding": {"none": {"speedup": 1.0}}},
+                "texts": {"labels": labels, "predicted": predicted},
+            }
+            for name, predicted in zip(("validation_matched", "validation_mismatched"), answers, strict=True)
+        }
+        record = write_record(tmp_path, method, metrics={"splits": splits})
+        for name, result in splits.items():
+            given = {"model": "tiny", "method": method, "title": method, "of": "", "account": "", "metric": "accuracy"}
+            given |= {"padding": "baseline" if method == "dense" else "none", "speedup": 1.0, "seeds": 1}
+            given |= {"task": f"mood {name.split('_')[1]}", "split": f"mood/{name}"}
+            rows.append(given | {"measured": 100 * result["scores"]["accuracy"], "records": record["config_hash"]})
+    (tmp_path / "tables").mkdir()
+    pd.DataFrame(rows).to_csv(tmp_path / "tables" / "glue-local.csv", index=False)
+    found = {one.task: one for one in measured(tmp_path) if one.method == "ltp"}
+    lost, kept = found["mood matched"].against_dense, found["mood mismatched"].against_dense
+    assert lost.points == -50.0 and lost.high < -30 and lost.decided
+    assert (kept.points, kept.low, kept.high) == (0.0, 0.0, 0.0) and found["mood mismatched"].scores == (100.0,)
+    assert {one.task for one in findings.nearest(list(found.values()), tmp_path)} == {"mood"}
 
 
 def test_no_table_is_said(tmp_path):
