@@ -36,8 +36,8 @@ class Difference:
     by_seed: tuple[float, ...] = ()
 
     def judged(self, limit: float) -> Difference:
-        """Decided if p is at most `limit` and all seeds have the sign of their mean."""
-        agree = all(own * self.points > 0 for own in self.by_seed)
+        """Decided if p is at most `limit` and no seed has the other sign than their mean."""
+        agree = all(own * self.points >= 0 for own in self.by_seed)
         return replace(self, decided=agree and self.p <= limit)
 
     @property

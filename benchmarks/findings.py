@@ -15,9 +15,7 @@ from benchmarks.console import add_json_flag, answer, open_console
 from benchmarks.equal_speed import NEAR, SPEEDS, AtSpeeds, Operating, at_speeds
 from benchmarks.errors import Parser
 from benchmarks.files import writing
-from benchmarks.plain_trial import frame_of
-from benchmarks.plain_trial import read as read_trials
-from benchmarks.runs import Record
+from benchmarks.plain_trial import Beside, beside
 from benchmarks.strategy import folders
 
 PROGRAM = "python -m benchmarks.findings"
@@ -29,11 +27,11 @@ def nearest(found: Sequence[Measured], source: Path) -> list[AtSpeeds]:
     return at_speeds(source, tuple(dict.fromkeys(one.split.partition("/")[0] for one in found)))
 
 
-def report(found: Sequence[Measured], near: Sequence[AtSpeeds], trials: Sequence[Record], command: str) -> str:
+def report(found: Sequence[Measured], near: Sequence[AtSpeeds], trials: Sequence[Beside], command: str) -> str:
     """The page.
 
     Args:
-        trials: plain ones of the checkpoint, to hold the dense model against.
+        trials: the dense model beside plain trials of the checkpoint.
     """
     texts = {one.task: one.texts for one in found}
     models = ", ".join(dict.fromkeys(one.model for one in found))
@@ -92,22 +90,26 @@ def _dense_seeds(near: Sequence[AtSpeeds]) -> str:
     return "; ".join(f"{task} {', '.join(f'{score:.1f}' for score in own)}" for task, own in scores.items())
 
 
-def _trials(records: Sequence[Record]) -> list[str]:
-    if not records:
+def _trials(trials: Sequence[Beside]) -> list[str]:
+    """The dense model beside plain trials."""
+    if not trials:
         return []
-    last: dict[str, list[str]] = {}
-    best: dict[str, list[str]] = {}
-    for row in frame_of(records).itertuples():
-        place = f"{row.task}{'' if row.split == 'validation' else f' {row.split}'}"
-        last.setdefault(place, []).append(f"{row.last:.1f}")
-        best.setdefault(place, []).append(f"{row.best:.1f}")
-    after, chosen = (
-        "; ".join(f"{place} {', '.join(scores)}" for place, scores in each.items()) for each in (last, best)
-    )
+    rows: list[Sequence[str]] = [
+        ("Task", "Seeds", "Dense", "Plain trial", "Difference", "The trial's best epoch"),
+        ("---",) * 6,
+    ]
+    for one in trials:
+        scores = (" ".join(f"{score:.1f}" for score in some) for some in (one.dense, one.last))
+        difference = one.difference.text if one.difference else DASH
+        best = " ".join(f"{score:.1f}" for score in one.best)
+        rows.append((one.title, " ".join(map(str, one.seeds)), *scores, difference, best))
     return [
-        "A plain trial of the same checkpoint, which the dense model should not fall behind (the library's own model "
-        "in a bare loop on all training rows, `python -m benchmarks.plain_trial`), seed by seed after its last epoch: "
-        f"{after}. Its best epoch, chosen on the very texts that are scored: {chosen}.",
+        "The dense model beside a plain trial of the same checkpoint, which it should not fall behind: the library's "
+        "own model in a bare loop on all training rows, after its last epoch (`python -m benchmarks.plain_trial`). The "
+        "dense model lacks those rows that choose its epoch, a tenth at most. The last column is chosen on the very "
+        "texts that are scored.",
+        "",
+        *(f"| {' | '.join(row)} |" for row in rows),
         "",
     ]
 
@@ -192,9 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = target / "FINDINGS.md"
     found = measured(source)
     near = nearest(found, source)
-    page = report(
-        found, near, read_trials(source), f"{PROGRAM} --results {given.results}" if given.results else PROGRAM
-    )
+    page = report(found, near, beside(source), f"{PROGRAM} --results {given.results}" if given.results else PROGRAM)
     with writing(path):
         path.write_text(page, encoding="utf-8")
     open_console(quiet=given.json).print(f"findings: {path}", highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ from benchmarks.runs import Record, RunStore
 if TYPE_CHECKING:
     import pandas as pd
 
+    from benchmarks.comparable import Comparison
+    from benchmarks.compared import Difference
     from benchmarks.experiments import Experiment
 
 KIND, TABLE = "plain_trial", "plain_trial"
@@ -33,7 +35,12 @@ BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 16, 5e-5, 0.01, 1.0
 
 
 def trial(experiment: Experiment, epochs: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Train and score; returns the metrics of a record: `epochs` has all scores of each split after each epoch."""
+    """Train and score.
+
+    Returns:
+        The metrics of a record: `epochs` has all scores of each split after each epoch, `splits` those after the last
+        one and what each text came out as.
+    """
     import torch
     import transformers
 
@@ -49,7 +56,7 @@ def trial(experiment: Experiment, epochs: int, say: Callable[[str], None]) -> di
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     updates = epochs * -(-len(rows) // BATCH_SIZE)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, 0, updates)
-    found: list[dict[str, dict[str, float]]] = []
+    found: list[dict[str, dict[str, Any]]] = []
     for epoch in range(epochs):
         model.train()
         for batch in batches(rows, BATCH_SIZE, shuffle_seed=experiment.seed, epoch=epoch):
@@ -60,10 +67,17 @@ def trial(experiment: Experiment, epochs: int, say: Callable[[str], None]) -> di
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        found.append({split: _scores(model, features, experiment) for split, features in scored.items()})
-        said = ", ".join(f"{task.metric} {100 * scores[task.metric]:.1f}" for scores in found[-1].values())
+        found.append({split: _scored(model, features, experiment) for split, features in scored.items()})
+        said = ", ".join(f"{task.metric} {100 * one['scores'][task.metric]:.1f}" for one in found[-1].values())
         say(f"{task.title}, seed {experiment.seed}, epoch {epoch + 1} of {epochs}: {said}")
-    return {"title": task.title, "headline": task.metric, "epochs": found, "training_rows": len(rows)}
+    return {
+        "title": task.title,
+        "metric": task.metric,
+        "score": next(iter(found[-1].values()))["scores"][task.metric],
+        "splits": found[-1],
+        "epochs": [{split: one["scores"] for split, one in epoch.items()} for epoch in found],
+        "training_rows": len(rows),
+    }
 
 
 def _placed(features: Sequence[Any], pad_id: int, experiment: Experiment) -> dict[str, Any]:
@@ -72,12 +86,15 @@ def _placed(features: Sequence[Any], pad_id: int, experiment: Experiment) -> dic
     return experiment.setting.compute.place(collate(features, pad_id))
 
 
-def _scores(model: Any, features: Sequence[Any], experiment: Experiment) -> dict[str, float]:
+def _scored(model: Any, features: Sequence[Any], experiment: Experiment) -> dict[str, Any]:
+    """Scores, and outcomes of the texts as a record has them."""
+    import numpy as np
     import torch
 
     from benchmarks.data import batches
     from benchmarks.experiment_data import padding_id
     from benchmarks.metrics import score
+    from benchmarks.outcomes import described
 
     task, compute = experiment.task, experiment.setting.compute
     model.eval()
@@ -86,7 +103,8 @@ def _scores(model: Any, features: Sequence[Any], experiment: Experiment) -> dict
         with torch.no_grad(), compute.autocast():
             logits = model(**_placed(batch, padding_id(experiment.model), experiment)).logits.float()
         said += (logits[:, 0] if task.kind == "regression" else logits.argmax(dim=-1)).tolist()
-    return score(task, said, [feature["label"] for feature in features])
+    labels = [feature["label"] for feature in features]
+    return {"scores": score(task, said, labels), "texts": described(task.kind, np.array(said), labels)}
 
 
 def frame_of(records: Iterable[Record]) -> pd.DataFrame:
@@ -97,12 +115,12 @@ def frame_of(records: Iterable[Record]) -> pd.DataFrame:
     for record in records:
         config, metrics = record["config"], record["metrics"]
         for split in metrics["epochs"][0]:
-            every = [100 * epoch[split][metrics["headline"]] for epoch in metrics["epochs"]]
+            every = [100 * epoch[split][metrics["metric"]] for epoch in metrics["epochs"]]
             rows.append(
                 {
                     "task": metrics["title"],
                     "split": split,
-                    "metric": metrics["headline"],
+                    "metric": metrics["metric"],
                     "seed": config["seed"],
                     "last": every[-1],
                     "best": max(every),
@@ -121,6 +139,72 @@ def read(root: Path) -> list[Record]:
     found = [read_record(path) for path in (root / "runs" / KIND).glob("*/*.json")]
     done = [record for record in found if record["status"] == "ok"]
     return sorted(done, key=lambda record: (record["config"]["task"], record["config"]["seed"]))
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The dense model of one task beside the plain trials of the same seeds.
+
+    Attributes:
+        dense, last: percent, of each seed; the trials' after their last epoch. best: that of their best epoch, chosen
+            on the very texts that are scored. difference: dense minus last; None where outcomes of texts are unknown.
+    """
+
+    title: str
+    metric: str
+    seeds: tuple[int, ...]
+    dense: tuple[float, ...]
+    last: tuple[float, ...]
+    best: tuple[float, ...]
+    difference: Difference | None
+
+
+def beside(source: Path) -> list[Beside]:
+    """Every task below a folder of results on whose rows both were trained."""
+    from benchmarks.comparable import read_comparisons
+
+    trials = read(source)
+    names = tuple(dict.fromkeys(record["config"]["task"] for record in trials))
+    known = [path.name for path in (source / "runs" / "finetune").glob("*")]
+    found = read_comparisons(source, tuple(name for name in names if name in known)) if names else []
+    return [one for comparison in found if (one := _beside(comparison, trials)) is not None]
+
+
+def _beside(comparison: Comparison, trials: Sequence[Record]) -> Beside | None:
+    import numpy as np
+
+    from benchmarks.comparable import own_settings
+    from benchmarks.compared import paired
+    from benchmarks.outcomes import PREDICTIONS, outcomes_of
+
+    dense = {r["config"]["seed"]: r for r in own_settings(comparison.records) if r["config"]["method"] == "dense"}
+    mine = [r for r in trials if r["config"]["task"] == comparison.task and r["config"]["seed"] in dense]
+    mine = [r for r in mine if _scored_rows(r) == _scored_rows(dense[r["config"]["seed"]])]
+    if not mine:
+        return None
+    metric, split = comparison.metric, next(iter(mine[0]["metrics"]["splits"]))
+    ours = [dense[record["config"]["seed"]] for record in mine]
+    scores = [tuple(100 * record["metrics"]["score"] for record in some) for some in (ours, mine)]
+    drawn = []
+    for some in (ours, mine):
+        outcomes = [outcomes_of(record) for record in some]
+        known = [one.resampled() for one in outcomes if one is not None and one.source == PREDICTIONS]
+        drawn.append(100 * np.mean(known, axis=0) if len(known) == len(some) else None)
+    return Beside(
+        title=comparison.title,
+        metric=metric,
+        seeds=tuple(record["config"]["seed"] for record in mine),
+        dense=scores[0],
+        last=scores[1],
+        best=tuple(max(100 * epoch[split][metric] for epoch in record["metrics"]["epochs"]) for record in mine),
+        difference=None if drawn[0] is None or drawn[1] is None else paired(scores[0], scores[1], drawn[0] - drawn[1]),
+    )
+
+
+def _scored_rows(record: Record) -> list[Any]:
+    """Which rows were evaluated, by content."""
+    splits = record["config"]["data"]["splits"]
+    return [splits[name] for name in record["metrics"]["splits"]]
 
 
 def parser() -> argparse.ArgumentParser:

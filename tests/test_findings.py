@@ -172,7 +172,7 @@ def test_the_published_findings_are_what_the_records_give():
     page = (PROJECT_ROOT / "results" / "FINDINGS.md").read_text(encoding="utf-8")
     found = measured(PROJECT_ROOT / "results")
     near = findings.nearest(found, PROJECT_ROOT / "results")
-    trials = plain_trial.read(PROJECT_ROOT / "results")
+    trials = plain_trial.beside(PROJECT_ROOT / "results")
     assert page == findings.report(found, near, trials, f"{findings.PROGRAM} --results results")
     assert set(re.findall(r"\b[0-9a-f]{12}\b", page)) == {name for one in found for name in one.records}
 
