@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,6 +19,7 @@ INHERITED = "stroke-linejoin: round; stroke-linecap: butt; font-family: DejaVu S
 _LOCAL = re.compile(r"url\(\s*#([^)\s]+)\s*\)")
 _FAMILY = re.compile(r"\s*font-family:[^;]*;?")
 _NUMBER = re.compile(r"-?\d+\.\d{3,}")
+_OWN_OPACITY = re.compile(r"(?<![\w-])opacity")  # of an element as a whole, which its children do not inherit
 
 
 def inline(path: Path, *, prefix: str, label: str) -> Markup:
@@ -46,24 +48,45 @@ def _names_in(value: str) -> list[str]:
     return [value[1:]] if value.startswith("#") else _LOCAL.findall(value)
 
 
-def _drawn(element: ElementTree.Element, prefix: str, used: frozenset[str]) -> str:
-    """An element and what it holds, as HTML; `used`: the names that something refers to."""
+def _drawn(element: ElementTree.Element, prefix: str, used: frozenset[str], said: frozenset[str] = frozenset()) -> str:
+    """An element and what it holds, as HTML.
+
+    Args:
+        used: the names that something refers to. said: attributes that the parent has in its place.
+    """
     name = _name(element.tag)
     if name not in (*ELEMENTS, *TEXTS) or (name == "path" and not element.get("d")):  # a path of nothing is not HTML
         return ""
-    attributes = "".join(f' {key}="{escape(value)}"' for key, value in _attributes(element, prefix, used))
+    shared = _shared(element)
+    items = [(key, value) for key, value in element.items() if key not in said] + list(shared.items())
+    attributes = "".join(f' {key}="{escape(value)}"' for key, value in _attributes(items, prefix, used))
     text = str(escape(element.text)) if element.text and name in TEXTS else ""
     children = (
-        _drawn(child, prefix, used) + (str(escape(child.tail)) if child.tail and name in TEXTS else "")
+        _drawn(child, prefix, used, frozenset(shared))
+        + (str(escape(child.tail)) if child.tail and name in TEXTS else "")
         for child in element
     )
     inside = text + "".join(children)
     return f"<{name}{attributes}>{inside}</{name}>" if inside else f"<{name}{attributes}/>"
 
 
-def _attributes(element: ElementTree.Element, prefix: str, used: frozenset[str]) -> list[tuple[str, str]]:
+def _shared(element: ElementTree.Element) -> dict[str, str]:
+    """What all children of a group say alike and inherit from it: hundreds of error bars have one style."""
+    children = list(element)
+    if _name(element.tag) != "g" or len(children) < 2 or any("transform" in child.attrib for child in children):
+        return {}
+    found = {}
+    for key in ("style", "clip-path"):
+        values = {child.get(key) for child in children}
+        value = values.pop()
+        if value and not values and key not in element.attrib and not _OWN_OPACITY.search(value):
+            found[key] = value
+    return found
+
+
+def _attributes(items: Iterable[tuple[str, str]], prefix: str, used: frozenset[str]) -> list[tuple[str, str]]:
     found = []
-    for full, value in element.items():
+    for full, value in items:
         key = _name(full)
         if key.lower().startswith("on") or (key == "href" and not value.startswith("#")):
             continue

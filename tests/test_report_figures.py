@@ -62,6 +62,27 @@ def test_coordinates_are_shortened(tmp_path) -> None:
     assert 'd="M 1.23 -7.5 L 0.00 3"' in text
 
 
+def test_what_all_of_a_group_say_is_said_once(tmp_path) -> None:
+    bar = '<path d="M {} 0 L 1 1" style="stroke: red" clip-path="url(#c)"/>'
+    text = figure(tmp_path, f'<defs><path id="c" d="M 0 0"/></defs><g>{bar.format(2)}{bar.format(3)}</g>')
+    group = '<g style="stroke: red" clip-path="url(#a-c)"><path d="M 2 0 L 1 1"/><path d="M 3 0 L 1 1"/></g>'
+    assert group in text
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        '<g><path d="M 0 0" style="fill: red"/><path d="M 1 1"/></g>',
+        '<g><path d="M 0 0" style="fill: red"/><path d="M 1 1" style="fill: blue"/></g>',
+        '<g style="fill: blue"><path d="M 0 0" style="fill: red"/><path d="M 1 1" style="fill: red"/></g>',
+        '<g><path d="M 0 0" style="opacity: 0.5"/><path d="M 1 1" style="opacity: 0.5"/></g>',
+        '<g><path d="M 0 0" style="fill: red" transform="scale(2)"/><path d="M 1 1" style="fill: red"/></g>',
+    ],
+)
+def test_what_a_group_cannot_say_for_all_stays(tmp_path, inside) -> None:
+    assert inside in figure(tmp_path, inside)
+
+
 @pytest.mark.parametrize("content", ["", "<svg", "<html/>", "no markup"])
 def test_a_file_that_is_no_figure(tmp_path, content) -> None:
     path = tmp_path / "figure.svg"
