@@ -148,11 +148,26 @@ class _Pool(ProcessPoolExecutor):
     def submit(self, call: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         if threading.current_thread() is not threading.main_thread():
             return super().submit(call, *arguments, **named)
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # new processes inherit it
-        try:
+        with _interrupts_later():
             return super().submit(call, *arguments, **named)
-        finally:
-            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C waits until the block has ended; processes that are started in it never hear of one."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    noted: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))  # any thread may receive it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which new processes inherit
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)
+        if noted:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

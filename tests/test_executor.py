@@ -198,3 +198,32 @@ def test_a_run_that_is_lost_is_tried_again_so_often_and_no_more(tmp_path, times,
     assert [record["status"] for record in outcome] == [status] and place.started == min(times + 1, 3)
     record = runs.read_record(store.path(job.experiment.config()))
     assert record["error"] == (None if status == "ok" else "its node was lost")
+
+
+def _interrupted_alone() -> None:
+    """Ctrl-C, as it reaches a worker."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no masks of signals")
+def test_an_interrupt_while_a_run_is_handed_out_comes_after_it(monkeypatch):
+    """The moment in which processes are started, which Ctrl-C must not reach, must not swallow it either."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with _Pool(1, multiprocessing.get_context("fork")) as pool:
+            assert pool.submit(_interrupted_alone).result(timeout=60) is None  # the worker lives on
+            assert pool.submit(os.getpid).result(timeout=60) != os.getpid()
+            done: list[int] = []
+
+            def interrupted(self, *call):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.05)
+                done.append(1)
+
+            monkeypatch.setattr(places.ProcessPoolExecutor, "submit", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                pool.submit(os.getpid)
+            assert done == [1] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.signal(signal.SIGINT, before)
