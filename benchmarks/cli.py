@@ -151,10 +151,7 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
     profile = arguments.profile or _default_profile(arguments)
     device = device_elsewhere(arguments) or chosen_device(arguments.device)
     place = chosen_place(arguments, device)
-    for flag in COUNTS:
-        value = getattr(arguments, flag)
-        if value is not None and value < 1:
-            raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
+    check_counts(arguments, COUNTS)
     for padding in arguments.padding:
         if padding not in PADDINGS:
             raise UserError(f"--padding takes {', '.join(PADDINGS)}, got '{padding}'")
@@ -171,7 +168,7 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
         profile=profile,
         setting=Setting(
             recipe=arguments.recipe or ("paper" if profile == "paper" else "short"),
-            source=_source(profile, arguments.data_dir),
+            source=source_of(profile, arguments.data_dir),
             compute=Compute(
                 device=device, dtype=arguments.dtype or default_dtype(profile, device), processes=current().size
             ),
@@ -179,7 +176,7 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
             max_eval_samples=arguments.max_eval_samples,
             dense=_dense_training(arguments),
         ),
-        models=_models(profile, arguments.model, tuple(suite.encoders)),
+        models=models_of(profile, arguments.model, tuple(suite.encoders)),
         tasks=tuple(_task(name, arguments) for name in dict.fromkeys(names)),
         methods=tuple(dict.fromkeys(("dense", *wanted))),
         paddings=tuple(padding for padding in PADDINGS if padding in arguments.padding),
@@ -211,6 +208,14 @@ def check_from_records(arguments: argparse.Namespace) -> None:
         raise UserError("--from-records trains nothing and --force computes again: give one of them")
 
 
+def check_counts(arguments: argparse.Namespace, flags: Sequence[str]) -> None:
+    """Refuse a count below 1; `flags` as attributes are named."""
+    for flag in flags:
+        value = getattr(arguments, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
+
+
 def check_seeds(seeds: Sequence[int]) -> None:
     """Refuse seeds that no generator takes, and one given twice."""
     for seed in seeds:
@@ -240,7 +245,12 @@ def _default_profile(arguments: argparse.Namespace) -> str:
     return "paper" if hub_is_reachable() else "embedded"
 
 
-def _source(profile: str, data_dir: Path | None) -> DataSource:
+def source_of(profile: str, data_dir: Path | None) -> DataSource:
+    """Where a profile reads its rows.
+
+    Raises:
+        UserError: the folder is missing or not asked for.
+    """
     from benchmarks.data import DataSource
 
     if profile == "local":
@@ -254,7 +264,12 @@ def _source(profile: str, data_dir: Path | None) -> DataSource:
     return DataSource("embedded" if profile == "embedded" else "hub")
 
 
-def _models(profile: str, name: str | None, encoders: tuple[str, ...]) -> tuple[ModelRef, ...]:
+def models_of(profile: str, name: str | None, encoders: tuple[str, ...]) -> tuple[ModelRef, ...]:
+    """The encoders of a profile; `name` is what `--model` says.
+
+    Raises:
+        UserError: the profile has its own.
+    """
     from benchmarks.embedded import embedded_model_path
     from benchmarks.models import PAPER_MODELS, find_model, folder_model, hub_model
 

@@ -10,16 +10,25 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.cli import ONE_SEED, OWN_RESULTS, run_command
+from benchmarks.cli import (
+    ONE_SEED,
+    OWN_RESULTS,
+    check_counts,
+    check_seeds,
+    chosen_device,
+    models_of,
+    run_command,
+    source_of,
+)
 from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import Parser, UserError
 from benchmarks.files import writing
-from benchmarks.runs import Record, RunStore
+from benchmarks.runs import CorruptRecord, Record, RunStore, read_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,9 +143,12 @@ def frame_of(records: Iterable[Record]) -> pd.DataFrame:
 
 def read(root: Path) -> list[Record]:
     """The finished trials below a folder of results, by task and seed."""
-    from benchmarks.runs import read_record
-
-    found = [read_record(path) for path in (root / "runs" / KIND).glob("*/*.json")]
+    found = []
+    for path in (root / "runs" / KIND).glob("*/*.json"):
+        try:
+            found.append(read_record(path))
+        except CorruptRecord:
+            continue  # `python -m benchmarks.runs verify` names them
     done = [record for record in found if record["status"] == "ok"]
     return sorted(done, key=lambda record: (record["config"]["task"], record["config"]["seed"]))
 
@@ -148,6 +160,7 @@ class Beside:
     Attributes:
         dense, last: percent, of each seed; the trials' after their last epoch. best: that of their best epoch, chosen
             on the very texts that are scored. difference: dense minus last; None where outcomes of texts are unknown.
+        records: the trials', by hash.
     """
 
     title: str
@@ -157,13 +170,14 @@ class Beside:
     last: tuple[float, ...]
     best: tuple[float, ...]
     difference: Difference | None
+    records: tuple[str, ...]
 
 
 def beside(source: Path) -> list[Beside]:
-    """Every task below a folder of results on whose rows both were trained."""
+    """Every task below a folder of results that has both, the trials as long as usual and on all training rows."""
     from benchmarks.comparable import read_comparisons
 
-    trials = read(source)
+    trials = [record for record in read(source) if _is_usual(record["config"])]
     names = tuple(dict.fromkeys(record["config"]["task"] for record in trials))
     known = [path.name for path in (source / "runs" / "finetune").glob("*")]
     found = read_comparisons(source, tuple(name for name in names if name in known)) if names else []
@@ -179,7 +193,7 @@ def _beside(comparison: Comparison, trials: Sequence[Record]) -> Beside | None:
 
     dense = {r["config"]["seed"]: r for r in own_settings(comparison.records) if r["config"]["method"] == "dense"}
     mine = [r for r in trials if r["config"]["task"] == comparison.task and r["config"]["seed"] in dense]
-    mine = [r for r in mine if _scored_rows(r) == _scored_rows(dense[r["config"]["seed"]])]
+    mine = [r for r in mine if _conditions(r) == _conditions(dense[r["config"]["seed"]])]
     if not mine:
         return None
     metric, split = comparison.metric, next(iter(mine[0]["metrics"]["splits"]))
@@ -198,13 +212,19 @@ def _beside(comparison: Comparison, trials: Sequence[Record]) -> Beside | None:
         last=scores[1],
         best=tuple(max(100 * epoch[split][metric] for epoch in record["metrics"]["epochs"]) for record in mine),
         difference=None if drawn[0] is None or drawn[1] is None else paired(scores[0], scores[1], drawn[0] - drawn[1]),
+        records=tuple(record["config_hash"] for record in mine),
     )
 
 
-def _scored_rows(record: Record) -> list[Any]:
-    """Which rows were evaluated, by content."""
-    splits = record["config"]["data"]["splits"]
-    return [splits[name] for name in record["metrics"]["splits"]]
+def _is_usual(config: Mapping[str, Any]) -> bool:
+    return config["max_train_samples"] is None and config["extra"]["epochs"] == EPOCHS.get(config["task"], OTHERWISE)
+
+
+def _conditions(record: Record) -> list[Any]:
+    """What a trial shares with the dense model that it stands beside: checkpoint, precision, and the rows scored."""
+    config = record["config"]
+    shared = [config[name] for name in ("backbone", "dtype", "device", "max_length")]
+    return shared + [config["data"]["splits"][name] for name in record["metrics"]["splits"]]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -271,28 +291,20 @@ def _experiments(arguments: argparse.Namespace) -> list[Experiment]:
     Raises:
         UserError: a value that cannot be used.
     """
-    from benchmarks.cli import check_seeds, chosen_device
-    from benchmarks.data import DataSource
-    from benchmarks.embedded import embedded_model_path
     from benchmarks.experiments import Setting, plan
-    from benchmarks.models import find_model, folder_model
     from benchmarks.tasks import get_task
     from benchmarks.train import Compute
 
-    for flag in ("epochs", "max_train_samples", "max_eval_samples"):
-        value = getattr(arguments, flag)
-        if value is not None and value < 1:
-            raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
+    check_counts(arguments, ("epochs", "max_train_samples", "max_eval_samples"))
     check_seeds(arguments.seeds)
-    if not arguments.data_dir.is_dir():
-        raise UserError(f"--data-dir {arguments.data_dir} is not a folder")
+    source = source_of("local", arguments.data_dir)
     tasks = [get_task(name, arguments.data_dir) for name in dict.fromkeys(arguments.tasks)]
     if odd := [task.title for task in tasks if task.kind not in ("classification", "regression")]:
         raise UserError(f"--tasks: {odd[0]} is neither a classification nor a regression, which are what is tried here")
-    model = find_model(arguments.model) if arguments.model else folder_model(embedded_model_path(), "MiniLM-L6")
+    (model,) = models_of("local", arguments.model, ())
     setting = Setting(
         recipe="short",
-        source=DataSource("data_dir", arguments.data_dir),
+        source=source,
         compute=Compute(device=chosen_device(arguments.device), dtype=arguments.dtype),
         max_train_samples=arguments.max_train_samples,
         max_eval_samples=arguments.max_eval_samples,

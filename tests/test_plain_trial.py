@@ -67,14 +67,19 @@ def test_the_dense_model_stands_beside_the_trials_of_its_seeds(tmp_path):
     for seed, epochs in ((42, (0.5, 1.0)), (43, (1.0, 1.0))):
         perfect = {"scores": {"accuracy": 1.0}, "texts": {"labels": labels, "predicted": labels}}
         metrics = {"splits": {"validation": perfect}, "training_rows": 96, "title": "mood"}
-        metrics |= {"epochs": [{"validation": {"accuracy": score}} for score in epochs]}
-        write_record(tmp_path, "dense", score=1.0, metrics=metrics, kind=plain_trial.KIND, seed=seed)
+        metrics |= {"score": 1.0, "epochs": [{"validation": {"accuracy": score}} for score in epochs]}
+        trial = {"metrics": metrics, "kind": plain_trial.KIND, "seed": seed, "extra": {"epochs": plain_trial.OTHERWISE}}
+        write_record(tmp_path, "dense", **trial)
+        for other in ({"backbone": "sha256:cd"}, {"max_train_samples": 9}, {"extra": {"epochs": 1}}):
+            write_record(tmp_path, "dense", **trial | other)  # trials of something else
     (found,) = plain_trial.beside(tmp_path)
     assert (found.title, found.seeds, found.dense, found.last) == ("mood", (42, 43), (90.0, 100.0), (100.0, 100.0))
     assert found.best == (100.0, 100.0) and found.difference.points == -5.0 and found.difference.by_seed == (-10.0, 0.0)
     assert found.difference.judged(1.0).decided_sign == -1
     assert found.difference.low < -5.0 < found.difference.high <= 0.0
     page = findings.report([], [], [found], "command")
-    assert f"| mood | 42 43 | 90.0 100.0 | 100.0 100.0 | {found.difference.text} | 100.0 100.0 |" in page
+    row = ("mood", "42 43", "90.0 100.0", "100.0 100.0", found.difference.text, "100.0 100.0", " ".join(found.records))
+    assert f"| {' | '.join(row)} |" in page
+    assert len(set(found.records)) == 2
     assert "lain trial" not in findings.report([], [], [], "command")
     assert plain_trial.beside(tmp_path / "nothing") == []
