@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def drawing(results: Results, path: Path, shown: str = "") -> Markup:
     command, _, task = path.stem.partition("-")
     shown = shown or (TASKS[task].title if task in TASKS else task.replace("_", " ")) or "All tasks"
     caption = f"{shown}: {TITLES.get(command, command).partition(': ')[2] or command}"
-    svg = inline(path, prefix=f"{results.key}-{path.stem}-", label=caption)
+    svg = inline(path, prefix=f"f{zlib.crc32(f'{results.key}-{path.stem}'.encode()):08x}-", label=caption)
     return Markup('<figure class="drawing"><figcaption>{}</figcaption>{}</figure>').format(caption, svg)
 
 

@@ -31,9 +31,10 @@ ENVIRONMENT_LEAD = (
     "processes that wanted a core while a run was recorded."
 )
 RECORDS_LEAD = (
-    "One entry per run: its configuration, seed, code revision, machine and command. The whole record lies in the "
-    "file that it names."
+    "One entry per run: its configuration, seed, code revision, machine and command; a long value stands at the first "
+    "run that has it. The whole record lies in the file that it names."
 )
+LONG = 120  # characters from which on a link is much shorter
 VERSIONS = ("python", "torch", "transformers", "datasets", "numpy", "skimbench")
 
 
@@ -161,7 +162,13 @@ def records_section(all_results: Sequence[Results], environments: Environments) 
 
 
 def _record(results: Results, run: str, record: Record, environments: Environments, first: dict[str, str]) -> FoldBlock:
-    """A record, folded; the stages of its training stand at the first run that has them, as `first` says."""
+    """A record, folded; a long text stands at the first run that has it, as `first` says."""
+
+    def once(text: str) -> str:
+        if len(text) < LONG or first.setdefault(text, anchor) == anchor:
+            return text
+        return Markup('that of <a href="#{}">{}</a>').format(first[text], first[text].rpartition("-")[2])
+
     config, anchor = record["config"], f"run-{results.key}-{run}"
     title = TASKS[config["task"]].title if config.get("task") in TASKS else str(config.get("task"))
     score = _score(record)
@@ -169,7 +176,7 @@ def _record(results: Results, run: str, record: Record, environments: Environmen
     summary += [f"{score:.1f}"] if score is not None else []
     summary += ["failed"] if record["status"] == "failed" else []
     commands = results.commands.get(run) or _commands_of_kind(results, record["kind"])
-    facts = [("Command", " or ".join(commands) or "not named by any table here")]
+    facts = [("Command", once(" or ".join(commands) or "not named by any table here"))]
     facts += [("Error", str(record["error"]))] if record["error"] else []
     facts += [
         ("Seed", str(config.get("seed"))),
@@ -178,12 +185,8 @@ def _record(results: Results, run: str, record: Record, environments: Environmen
         ("Started", f"{record['started_at'][:19]} UTC, {record['wall_s']:,.0f} s"),
         ("File", results.places[run]),
     ]
-    shown = {name: value for name, value in config.items() if name not in ("kind", "seed")}
-    texts = {name: _json(value) for name, value in shown.items()}
-    if texts.get("stages") and first.setdefault(texts["stages"], anchor) != anchor:
-        other = first[texts["stages"]]
-        texts["stages"] = Markup('those of <a href="#{}">{}</a>').format(other, other.rpartition("-")[2])
-    return FoldBlock(" \N{MIDDLE DOT} ".join(summary), (RecordBlock(tuple(facts), tuple(texts.items())),), anchor)
+    shown = {name: once(_json(value)) for name, value in config.items() if name not in ("kind", "seed")}
+    return FoldBlock(" \N{MIDDLE DOT} ".join(summary), (RecordBlock(tuple(facts), tuple(shown.items())),), anchor)
 
 
 def _json(value: object) -> Markup:

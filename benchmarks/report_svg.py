@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -37,8 +37,9 @@ def inline(path: Path, *, prefix: str, label: str) -> Markup:
         raise UserError(f"{path} is not readable as SVG ({error}); {advice}") from error
     if _name(root.tag) != "svg":
         raise UserError(f"{path} holds <{_name(root.tag)}>, not an SVG figure; {advice}")
-    used = frozenset(name for element in root.iter() for value in element.attrib.values() for name in _names_in(value))
-    inside = "".join(_drawn(child, prefix, used) for child in root)
+    used = [name for element in root.iter() for value in element.attrib.values() for name in _names_in(value)]
+    names = {name: f"{prefix}{place}" for place, name in enumerate(dict.fromkeys(used))}  # matplotlib's are long
+    inside = "".join(_drawn(child, names) for child in root)
     box = escape(root.get("viewBox", "0 0 100 100"))
     return Markup(f'<svg viewBox="{box}" role="img" aria-label="{escape(label)}" style="{INHERITED}">{inside}</svg>')
 
@@ -48,22 +49,21 @@ def _names_in(value: str) -> list[str]:
     return [value[1:]] if value.startswith("#") else _LOCAL.findall(value)
 
 
-def _drawn(element: ElementTree.Element, prefix: str, used: frozenset[str], said: frozenset[str] = frozenset()) -> str:
+def _drawn(element: ElementTree.Element, names: Mapping[str, str], said: frozenset[str] = frozenset()) -> str:
     """An element and what it holds, as HTML.
 
     Args:
-        used: the names that something refers to. said: attributes that the parent has in its place.
+        names: of what something refers to, as they are on the page. said: attributes that the parent has in its place.
     """
     name = _name(element.tag)
     if name not in (*ELEMENTS, *TEXTS) or (name == "path" and not element.get("d")):  # a path of nothing is not HTML
         return ""
     shared = _shared(element)
     items = [(key, value) for key, value in element.items() if key not in said] + list(shared.items())
-    attributes = "".join(f' {key}="{escape(value)}"' for key, value in _attributes(items, prefix, used))
+    attributes = "".join(f' {key}="{escape(value)}"' for key, value in _attributes(items, names))
     text = str(escape(element.text)) if element.text and name in TEXTS else ""
     children = (
-        _drawn(child, prefix, used, frozenset(shared))
-        + (str(escape(child.tail)) if child.tail and name in TEXTS else "")
+        _drawn(child, names, frozenset(shared)) + (str(escape(child.tail)) if child.tail and name in TEXTS else "")
         for child in element
     )
     inside = text + "".join(children)
@@ -84,22 +84,22 @@ def _shared(element: ElementTree.Element) -> dict[str, str]:
     return found
 
 
-def _attributes(items: Iterable[tuple[str, str]], prefix: str, used: frozenset[str]) -> list[tuple[str, str]]:
+def _attributes(items: Iterable[tuple[str, str]], names: Mapping[str, str]) -> list[tuple[str, str]]:
     found = []
     for full, value in items:
         key = _name(full)
         if key.lower().startswith("on") or (key == "href" and not value.startswith("#")):
             continue
         if key == "id":
-            if value not in used:
+            if value not in names:
                 continue
-            value = prefix + value
+            value = names[value]
         elif key == "href":
-            value = f"#{prefix}{value[1:]}"
+            value = f"#{names[value[1:]]}"
         elif "url(" in value:
-            value = _LOCAL.sub(rf"url(#{prefix}\1)", value)
-            if value.count("url(") != value.count(f"url(#{prefix}"):
+            if value.count("url(") != len(_LOCAL.findall(value)):
                 continue
+            value = _LOCAL.sub(lambda match: f"url(#{names[match[1]]})", value)
         elif key in ("d", "points", "x", "y", "transform"):
             value = _NUMBER.sub(lambda match: f"{float(match[0]):.2f}", " ".join(value.split()))
         elif key == "style" and not (value := _FAMILY.sub("", value).strip()):

@@ -51,10 +51,14 @@ class Page:
         return [([link.get("href") for link in cell.iter("a")], exact(cell).split()[0]) for cell in cells]
 
     def record(self, anchor: str) -> dict[str, str]:
-        """What the entry of a record says."""
+        """What the entry of a record says, a long value by the entry to which its link leads."""
         (entry,) = [element for element in self.root.iter("details") if element.get("id") == anchor]
         names = ["".join(name.itertext()) for name in entry.iter("dt")]
-        return dict(zip(names, ("".join(value.itertext()) for value in entry.iter("dd")), strict=True))
+        found = {}
+        for name, value in zip(names, entry.iter("dd"), strict=True):
+            link = next(value.iter("a"), None)
+            found[name] = "".join(value.itertext()) if link is None else self.record(link.get("href")[1:])[name]
+        return found
 
 
 def exact(element: Element) -> str:

@@ -22,12 +22,12 @@ def figure(tmp_path: Path, inside: str) -> str:
     return str(inline(path, prefix="a-", label='what "it" shows'))
 
 
-def test_names_get_a_prefix_wherever_they_are_used(tmp_path) -> None:
+def test_names_are_the_page_s_own_wherever_they_are_used(tmp_path) -> None:
     text = figure(
         tmp_path, '<defs><path id="m" d="M 0 0"/></defs><use xlink:href="#m"/><g clip-path="url(#m)" id="g"/>'
     )
-    assert 'id="a-m"' in text and 'href="#a-m"' in text and 'clip-path="url(#a-m)"' in text
-    assert 'id="a-g"' not in text  # nothing refers to it
+    assert 'id="a-0"' in text and 'href="#a-0"' in text and 'clip-path="url(#a-0)"' in text
+    assert text.count("id=") == 1  # nothing refers to the other one
     assert '"#m"' not in text and "xlink" not in text
 
 
@@ -65,7 +65,7 @@ def test_coordinates_are_shortened(tmp_path) -> None:
 def test_what_all_of_a_group_say_is_said_once(tmp_path) -> None:
     bar = '<path d="M {} 0 L 1 1" style="stroke: red" clip-path="url(#c)"/>'
     text = figure(tmp_path, f'<defs><path id="c" d="M 0 0"/></defs><g>{bar.format(2)}{bar.format(3)}</g>')
-    group = '<g style="stroke: red" clip-path="url(#a-c)"><path d="M 2 0 L 1 1"/><path d="M 3 0 L 1 1"/></g>'
+    group = '<g style="stroke: red" clip-path="url(#a-0)"><path d="M 2 0 L 1 1"/><path d="M 3 0 L 1 1"/></g>'
     assert group in text
 
 
