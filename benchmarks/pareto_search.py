@@ -98,7 +98,7 @@ class SpeedSearch:
 
     def _at(self, pressure: float) -> Experiment:
         if not self._sweep.retrains:
-            turned = _of_four_digits(self._pressed(pressure))
+            turned = _of_six_digits(self._pressed(pressure))
             return replace(self.own, turned=turned, note=setting_text(self._sweep.option, turned))
         value = self._knob.at(pressure)
         changed = self._sweep_options(value / self._options[self._knob.option] if self._sweep.relative else value)
@@ -121,5 +121,6 @@ class SpeedSearch:
         return methods.create(self.own.method, load_model(self.own.model, self.own.task), **self._options)
 
 
-def _of_four_digits(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+def _of_six_digits(value: Any) -> Any:
+    """As `setting_text` prints it; of entropies near the greatest one, four tell too little apart."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -175,9 +175,9 @@ class Lot(TokenReducer):
             "label_softmax": "all_positions",
             "sample_in_eval": True,
         },
-        knob=Knob(option="top_p", least=0.98, most=0.02),
+        knob=Knob(option="reg_weight", least=0.005, most=5.0, log=True),
     )
-    sweep = Sweep(option="top_p", values=(0.7, 0.5, 0.2, 0.1))
+    sweep = Sweep(option="reg_weight", values=(0.2, 4.0, 16.0, 64.0), relative=True)
 
     def check_options(self, options: LotOptions) -> None:
         if options.summary and self.backbone.is_rotary:
