@@ -2,7 +2,8 @@
 
 AdamW, the learning rate falling to 0 in a line, random batches, all training rows, nothing held out, nothing tuned. The
 dense model of the other commands should be no worse. Its best epoch is chosen on held-out training rows; the best one
-here would be chosen on the very rows that are scored, so the last epoch is what compares.
+here would be chosen on the very rows that are scored, so the last epoch is what compares. What those held-out rows cost
+is seen without them, by --held-out.
 """
 
 from __future__ import annotations
@@ -159,8 +160,9 @@ class Beside:
 
     Attributes:
         dense, last: percent, of each seed; the trials' after their last epoch. best: that of their best epoch, chosen
-            on the very texts that are scored. difference: dense minus last; None where outcomes of texts are unknown.
-        records: the trials', by hash.
+            on the very texts that are scored. fewer: as `last`, of trials without the rows that choose the dense
+            model's epoch; empty unless each seed has one. difference: dense minus last; None where outcomes of texts
+            are unknown. records: all these trials', by hash.
     """
 
     title: str
@@ -169,12 +171,13 @@ class Beside:
     dense: tuple[float, ...]
     last: tuple[float, ...]
     best: tuple[float, ...]
+    fewer: tuple[float, ...]
     difference: Difference | None
     records: tuple[str, ...]
 
 
 def beside(source: Path) -> list[Beside]:
-    """Every task below a folder of results that has both, the trials as long as usual and on all training rows."""
+    """Every task below a folder of results that has both, the trials as long as usual, none of its rows left out."""
     from benchmarks.comparable import read_comparisons
 
     trials = [record for record in read(source) if _is_usual(record["config"])]
@@ -194,8 +197,12 @@ def _beside(comparison: Comparison, trials: Sequence[Record]) -> Beside | None:
     dense = {r["config"]["seed"]: r for r in own_settings(comparison.records) if r["config"]["method"] == "dense"}
     mine = [r for r in trials if r["config"]["task"] == comparison.task and r["config"]["seed"] in dense]
     mine = [r for r in mine if _conditions(r) == _conditions(dense[r["config"]["seed"]])]
+    without = {r["config"]["seed"]: r for r in mine if _held_out(r)}
+    mine = [r for r in mine if not _held_out(r)]
     if not mine:
         return None
+    fewer = [without[r["config"]["seed"]] for r in mine if r["config"]["seed"] in without]
+    fewer = fewer if len(fewer) == len(mine) else []
     metric, split = comparison.metric, next(iter(mine[0]["metrics"]["splits"]))
     ours = [dense[record["config"]["seed"]] for record in mine]
     scores = [tuple(100 * record["metrics"]["score"] for record in some) for some in (ours, mine)]
@@ -211,13 +218,18 @@ def _beside(comparison: Comparison, trials: Sequence[Record]) -> Beside | None:
         dense=scores[0],
         last=scores[1],
         best=tuple(max(100 * epoch[split][metric] for epoch in record["metrics"]["epochs"]) for record in mine),
+        fewer=tuple(100 * record["metrics"]["score"] for record in fewer),
         difference=None if drawn[0] is None or drawn[1] is None else paired(scores[0], scores[1], drawn[0] - drawn[1]),
-        records=tuple(record["config_hash"] for record in mine),
+        records=tuple(record["config_hash"] for record in (*mine, *fewer)),
     )
 
 
 def _is_usual(config: Mapping[str, Any]) -> bool:
     return config["max_train_samples"] is None and config["extra"]["epochs"] == EPOCHS.get(config["task"], OTHERWISE)
+
+
+def _held_out(record: Record) -> bool:
+    return bool(record["config"]["extra"].get("held_out"))
 
 
 def _conditions(record: Record) -> list[Any]:
@@ -244,6 +256,7 @@ def parser() -> argparse.ArgumentParser:
     add("--epochs", type=int, metavar="N", help=f"default: {usual}, others {OTHERWISE}")
     add("--max-train-samples", type=int, metavar="N", help="train on N random rows per task; default: all")
     add("--max-eval-samples", type=int, metavar="N", help="score on N random rows per task; default: all")
+    add("--held-out", action="store_true", help="leave out the rows by which the dense model's epoch is chosen")
     add("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: of autocast; default: float32")
     add("--results", type=Path, metavar="DIR", default=OWN_RESULTS, help="default: results/local")
@@ -266,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epochs = arguments.epochs or EPOCHS.get(experiment.task.name, OTHERWISE)
         extra = {"epochs": epochs, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "warmup": 0}
         extra |= {"weight_decay": WEIGHT_DECAY, "max_grad_norm": MAX_GRAD_NORM}
-        extra["max_eval_samples"] = arguments.max_eval_samples
+        extra |= {"max_eval_samples": arguments.max_eval_samples} | ({"held_out": True} if arguments.held_out else {})
         config = replace(
             experiment.config(), kind=KIND, method="stock", recipe=None, stages=(), options={}, extra=extra
         )
@@ -309,7 +322,11 @@ def _experiments(arguments: argparse.Namespace) -> list[Experiment]:
         max_train_samples=arguments.max_train_samples,
         max_eval_samples=arguments.max_eval_samples,
     )
-    return [plan(setting, model, task, "dense", seed) for task in tasks for seed in arguments.seeds]
+    return [
+        plan(setting, model, task, "dense", seed, held_out=arguments.held_out)
+        for task in tasks
+        for seed in arguments.seeds
+    ]
 
 
 def _printed(frame: pd.DataFrame) -> pd.DataFrame:

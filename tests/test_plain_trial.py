@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from benchmarks import findings, plain_trial
 from benchmarks.cli import run_command
+from benchmarks.experiment_data import training_features
+from benchmarks.experiments import DenseTraining
 from tests.small_world import write_model, write_sentences
 from tests.written_records import write_record
 
@@ -58,6 +61,18 @@ def test_a_seed_gives_one_result_and_is_tried_once(world, tmp_path, capsys):
     assert "| mood   | validation | accuracy | 2 " in table.read_text()
 
 
+def test_held_out_are_the_rows_by_which_the_dense_model_is_chosen(world, tmp_path):
+    """Token by token, of a dense model that has more rows than the methods."""
+    arguments = plain_trial.parser().parse_args([*world, "--tasks", "mood", "--held-out"])
+    (experiment,) = plain_trial._experiments(arguments)
+    dense = DenseTraining(samples=30_000, epochs=5)
+    other = replace(experiment, setting=replace(experiment.setting, dense=dense, max_train_samples=32))
+    left, held_out = training_features(experiment)
+    assert (left, held_out) == training_features(other) and len(left) + len(held_out) == 96 and held_out
+    (record,) = tried(world, tmp_path, "--tasks", "mood", "--held-out", "--epochs", "1")
+    assert record["config"]["extra"]["held_out"] and record["metrics"]["training_rows"] == len(left)
+
+
 def test_the_dense_model_stands_beside_the_trials_of_its_seeds(tmp_path):
     """Of 40 texts the dense model gets 4 less with one seed, and as many with the other; a third has no trial."""
     labels = "01" * 20
@@ -72,14 +87,21 @@ def test_the_dense_model_stands_beside_the_trials_of_its_seeds(tmp_path):
         write_record(tmp_path, "dense", **trial)
         for other in ({"backbone": "sha256:cd"}, {"max_train_samples": 9}, {"extra": {"epochs": 1}}):
             write_record(tmp_path, "dense", **trial | other)  # trials of something else
+        without = {"extra": trial["extra"] | {"held_out": True}, "metrics": metrics | {"score": epochs[0]}}
+        write_record(tmp_path, "dense", **trial | without)
     (found,) = plain_trial.beside(tmp_path)
     assert (found.title, found.seeds, found.dense, found.last) == ("mood", (42, 43), (90.0, 100.0), (100.0, 100.0))
-    assert found.best == (100.0, 100.0) and found.difference.points == -5.0 and found.difference.by_seed == (-10.0, 0.0)
+    assert (
+        found.best == (100.0, 100.0)
+        and found.fewer == (50.0, 100.0)
+        and found.difference.points == -5.0
+        and found.difference.by_seed == (-10.0, 0.0)
+    )
     assert found.difference.judged(1.0).decided_sign == -1
     assert found.difference.low < -5.0 < found.difference.high <= 0.0
     page = findings.report([], [], [found], "command")
-    row = ("mood", "42 43", "90.0 100.0", "100.0 100.0", found.difference.text, "100.0 100.0", " ".join(found.records))
-    assert f"| {' | '.join(row)} |" in page
-    assert len(set(found.records)) == 2
+    row = ("mood", "42 43", "90.0 100.0", "100.0 100.0", found.difference.text, "50.0 100.0", "100.0 100.0")
+    assert f"| {' | '.join(row)} | {' '.join(found.records)} |" in page
+    assert len(set(found.records)) == 4
     assert "lain trial" not in findings.report([], [], [], "command")
     assert plain_trial.beside(tmp_path / "nothing") == []
