@@ -177,7 +177,7 @@ class Beside:
 
 
 def beside(source: Path) -> list[Beside]:
-    """Every task below a folder of results that has both, the trials as long as usual and not of fewer rows by choice."""
+    """Every task below a folder of results that has both; trials of another length, or on N rows, are left out."""
     from benchmarks.comparable import read_comparisons
 
     trials = [record for record in read(source) if _is_usual(record["config"])]
