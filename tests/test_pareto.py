@@ -159,14 +159,16 @@ def told(search: SpeedSearch, experiment: Experiment, speedup: float, **more: ob
     return search.after(experiment, {"status": "ok", "metrics": {"score": 0.5, "splits": splits, **more}})
 
 
-@pytest.mark.parametrize("jump", [(0.65, 0.68), (0.6928, 0.6929)], ids=["know little", "know nothing"])
-def test_a_knob_that_needs_no_training_is_turned_where_the_usual_settings_jump(world, monkeypatch, jump):
+@pytest.mark.parametrize(
+    ("jump", "trials"), [((0.65, 0.68), 2), ((0.6928, 0.6929), 3)], ids=["know little", "know nothing"]
+)
+def test_a_knob_that_needs_no_training_is_turned_where_the_usual_settings_jump(world, monkeypatch, jump, trials):
     """Off-ramps that know little or nothing: no text leaves below a threshold, and all a little above it."""
     monkeypatch.setenv("SKIMBENCH_HOME", str(world[0] / "home"))
     session = open_session(parser(pareto.SUITE).parse_args(bare([*world[1][: -len(SWEPT)], "deebert"])), pareto.SUITE)
     own = planned(session, 1)[-1]
     others = [replace(own, turned=value) for value in (0.2, 0.693)]
-    search = SpeedSearch(own, (1.5, 2.0), 3, others)
+    search = SpeedSearch(own, (1.5, 2.0), trials, others)
     assert told(search, own, 1.1, options_after_training={"threshold": 0.55}) == []
     assert told(search, others[0], 1.1) == []
     asked, found = told(search, others[1], 5.0), []
@@ -176,7 +178,7 @@ def test_a_knob_that_needs_no_training_is_turned_where_the_usual_settings_jump(w
         found.append(float(np.interp(experiment.turned, jump, [1.1, 5.0])))
         asked = told(search, experiment, found[-1])
     assert all(min(abs(speedup / target - 1) for speedup in found) <= NEAR for target in (1.5, 2.0))
-    assert len(found) <= 30
+    assert len(found) <= 10 * trials
 
 
 def test_a_sweep_without_a_knob_of_its_own_is_searched_between_its_ends(world, monkeypatch):

@@ -22,7 +22,7 @@ def figure(tmp_path: Path, inside: str) -> str:
     return str(inline(path, prefix="a-", label='what "it" shows'))
 
 
-def test_names_are_the_page_s_own_wherever_they_are_used(tmp_path) -> None:
+def test_names_are_new_ones_wherever_they_are_used(tmp_path) -> None:
     text = figure(
         tmp_path, '<defs><path id="m" d="M 0 0"/></defs><use xlink:href="#m"/><g clip-path="url(#m)" id="g"/>'
     )
