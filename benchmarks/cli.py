@@ -106,9 +106,10 @@ def parser(suite: Suite) -> argparse.ArgumentParser:
         "--dense-epochs",
         type=int,
         metavar="N",
-        help="train the dense model N epochs; with this flag or the one before, the best on held-out training rows "
-        "is kept, which no method is trained on either; default: the recipe's, the last one kept",
+        help="train the dense model N epochs; with this flag, the one before or the one after, the best on held-out "
+        "training rows is kept, which no method is trained on either; default: the recipe's, the last one kept",
     )
+    add("--dense-learning-rate", type=float, metavar="R", help="of the dense model; default: the recipe's")
     add("--max-eval-samples", type=int, metavar="N", help=f"score on N random rows per task; embedded: {defaults[1]}")
     add(
         "--max-length",
@@ -149,7 +150,10 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
     from benchmarks.train import Compute
 
     profile = arguments.profile or _default_profile(arguments)
-    device = device_elsewhere(arguments) or chosen_device(arguments.device)
+    if getattr(arguments, "from_records", False):
+        device = arguments.device or "cpu"  # computes nothing there
+    else:
+        device = device_elsewhere(arguments) or chosen_device(arguments.device)
     place = chosen_place(arguments, device)
     check_counts(arguments, COUNTS)
     for padding in arguments.padding:
@@ -193,13 +197,17 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
 def _dense_training(arguments: argparse.Namespace) -> DenseTraining | None:
     from benchmarks.experiments import DenseTraining
 
-    samples, epochs = arguments.dense_train_samples, arguments.dense_epochs
+    samples, epochs, rate = arguments.dense_train_samples, arguments.dense_epochs, arguments.dense_learning_rate
+    if rate is not None and not 0 < rate < 1:
+        raise UserError(f"--dense-learning-rate takes a number between 0 and 1, such as 5e-5; got {rate:g}")
     if samples is not None and arguments.max_train_samples is not None and samples < arguments.max_train_samples:
         raise UserError(
             f"--dense-train-samples {samples} is less than --max-train-samples {arguments.max_train_samples}; methods "
             "train on rows that the dense model has seen"
         )
-    return None if samples is None and epochs is None else DenseTraining(samples=samples, epochs=epochs)
+    if samples is None and epochs is None and rate is None:
+        return None
+    return DenseTraining(samples=samples, epochs=epochs, learning_rate=rate)
 
 
 def check_from_records(arguments: argparse.Namespace) -> None:

@@ -24,33 +24,45 @@ KIND, TURNED_KIND = "finetune", "evaluate"
 
 @dataclass(frozen=True, kw_only=True)
 class DenseTraining:
-    """A dense model trained on more rows, or longer, than the methods that start from it.
+    """A dense model trained on more rows, longer or at another rate than the methods that start from it.
 
     Of its epochs the best on held-out training rows is kept; every run of the command holds the same ones out.
 
     Attributes:
         samples: random training rows, the held-out ones among them; None: as many as the methods have.
         epochs: passes over them; None: the recipe's.
+        learning_rate: the highest of its schedule; None: the recipe's.
     """
 
     samples: int | None = None
     epochs: int | None = None
+    learning_rate: float | None = None
 
     def stages(self, stages: Iterable[Stage]) -> list[Stage]:
         """A recipe in which the dense model is trained so."""
-        changes: dict[str, object] = {"select": "best"} | ({"epochs": self.epochs} if self.epochs else {})
-        return [stage.but(**changes) if stage.name == FINE_TUNE else stage for stage in stages]
+        return [self._stage(stage) if stage.name == FINE_TUNE else stage for stage in stages]
 
-    def described(self) -> dict[str, int | None]:
+    def _stage(self, stage: Stage) -> Stage:
+        changes: dict[str, object] = {"select": "best"} | ({"epochs": self.epochs} if self.epochs else {})
+        if self.learning_rate is not None:
+            changes["groups"] = tuple(replace(group, learning_rate=self.learning_rate) for group in stage.groups)
+        return stage.but(**changes)
+
+    def described(self) -> dict[str, float | None]:
         """For the configuration of runs."""
-        return {"dense_train_samples": self.samples, "dense_epochs": self.epochs}
+        rate = {} if self.learning_rate is None else {"dense_learning_rate": self.learning_rate}
+        return {"dense_train_samples": self.samples, "dense_epochs": self.epochs, **rate}
 
     @classmethod
     def of(cls, extra: Mapping[str, Any]) -> DenseTraining | None:
         """What `described` has put into a configuration, None where it has not."""
         if "dense_epochs" not in extra:
             return None
-        return cls(samples=extra["dense_train_samples"], epochs=extra["dense_epochs"])
+        return cls(
+            samples=extra["dense_train_samples"],
+            epochs=extra["dense_epochs"],
+            learning_rate=extra.get("dense_learning_rate"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from benchmarks.tables import Entry
     from benchmarks.tasks import Task
 
+DEVICES = {"cuda": "a GPU", "cpu": "a CPU"}
+
 
 @dataclass
 class Outcome:
@@ -25,6 +27,11 @@ class Outcome:
     entries: list[Entry] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def seeds(self) -> set[int]:
+        """All that an entry is of."""
+        return {entry.record["config"]["seed"] for entry in self.entries}
 
 
 def planned(session: Session) -> list[Experiment]:
@@ -110,18 +117,40 @@ def execute(session: Session, store: RunStore) -> Outcome:
     return outcome
 
 
-def recorded(session: Session, store: RunStore) -> Outcome:
-    """The same of records alone, nothing computed: of each model and task the seeds that have a record of every run."""
+def recorded(session: Session, store: RunStore, devices: Sequence[str] = tuple(DEVICES)) -> Outcome:
+    """The same of records alone, nothing computed: of each model and task the seeds that have a record of every run.
+
+    Of the devices that runs were made on, each task's is the one with most such seeds; where these differ, a note says
+    which tasks are of which.
+    """
     outcome = Outcome()
+    tasks_of: dict[str, list[str]] = {device: [] for device in devices}
+    every = {device: _recorded_on(session, store, device) for device in devices}
+    for place in next(iter(every.values())):
+        device = max(devices, key=lambda device: len(every[device][place].seeds))
+        one = every[device][place]
+        outcome.entries += one.entries
+        outcome.notes += one.notes
+        tasks_of[device] += [place[1]] if one.entries else []
+    told = [f"{', '.join(dict.fromkeys(tasks))} on {DEVICES[device]}" for device, tasks in tasks_of.items() if tasks]
+    return replace(outcome, notes=[f"Computed: {'; '.join(told)}", *outcome.notes] if len(told) > 1 else outcome.notes)
+
+
+def _recorded_on(session: Session, store: RunStore, device: str) -> dict[tuple[str, str], Outcome]:
+    """By model and task, what there is of runs on one device."""
+    compute = replace(session.setting.compute, device=device)
+    session = replace(session, setting=replace(session.setting, compute=compute))
+    outcomes: dict[tuple[str, str], Outcome] = {}
     runs_of = groupby(planned(session), key=lambda run: (run.model.title, run.task.title, run.seed))
     for (model, task, seed), runs in runs_of:
+        outcome = outcomes.setdefault((model, task), Outcome())
         found = [_recorded(session, run, store) for run in runs]
         if all(found):
             outcome.entries += [entry for entries in found for entry in entries]
         else:
             missing = sum(not entries for entries in found)
             outcome.notes.append(f"{task} with {model}, seed {seed}: {missing} of {len(found)} methods lack a record")
-    return outcome
+    return outcomes
 
 
 def _recorded(session: Session, experiment: Experiment, store: RunStore) -> list[Entry]:

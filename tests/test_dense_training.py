@@ -101,3 +101,18 @@ def test_without_the_flags_the_dense_model_trains_as_ever(arguments):
     dense = planned(session)[0]
     assert not dense.held_out and not DenseTraining.of(dense.config().extra)
     assert len(training_features(dense)[0]) == METHOD_ROWS
+
+
+def test_a_learning_rate_of_its_own_is_the_dense_model_s_alone(arguments, runs):
+    session = open_session(parser(glue.SUITE).parse_args([*arguments, "--dense-learning-rate", "3e-4"]), glue.SUITE)
+    faster = {experiment.method: experiment for experiment in planned(session)}
+    assert [group.learning_rate for group in faster["dense"].stages[0].groups] == [3e-4]
+    assert runs["dense"].stages[0].groups[0].learning_rate != 3e-4
+    for name in METHODS:
+        own = [[stage for stage in some[name].stages if stage.name != "fine_tune"] for some in (runs, faster)]
+        assert own[0] == own[1], name
+        assert starting_points(faster[name])[0].config().hash == faster["dense"].config().hash
+    assert "dense_learning_rate" not in runs["dense"].config().extra
+    extra = faster["dense"].config().extra
+    assert DenseTraining.of(extra) == DenseTraining(samples=DENSE_ROWS, epochs=EPOCHS, learning_rate=3e-4)
+    assert is_current(faster["ltp"].config().as_dict())

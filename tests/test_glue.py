@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 import methods
-from benchmarks.cli import run_command
+from benchmarks import sweep
+from benchmarks.cli import open_session, parser, run_command
 from benchmarks.environment import PROJECT_ROOT
-from benchmarks.glue import main
+from benchmarks.glue import SUITE, main
+from benchmarks.sweep import Outcome, recorded
 from tests.small_world import write_model, write_sentences
 
 # What the tiny task's single texts are for.
@@ -93,6 +97,40 @@ def test_the_records_alone_give_the_same_table(world, capsys):
     assert run_command(main, [*arguments, "--from-records"]) == 0
     assert (tables(root) / "glue-local.csv").read_bytes() == before
     assert {path: path.stat().st_mtime_ns for path in (root / "results").rglob("*.json")} == recorded
+
+
+class OfAGpu:
+    """A store whose records are those of another, as if made on a GPU."""
+
+    def __init__(self, store):
+        self.store = store
+
+    def settled(self, config):
+        return self.store.settled(replace(config, device="cpu")) if config.device == "cuda" else None
+
+
+def test_records_of_a_gpu_make_tables_on_a_machine_without_one(world):
+    session = open_session(parser(SUITE).parse_args(world[1]), SUITE)
+    on_cpu = recorded(session, session.store())
+    on_gpu = recorded(session, OfAGpu(session.store()))
+    assert on_cpu.entries and [one.record for one in on_gpu.entries] == [one.record for one in on_cpu.entries]
+    assert not recorded(session, OfAGpu(session.store()), ["cpu"]).entries
+
+
+def test_each_task_s_table_is_of_the_device_with_most_seeds_and_says_which(monkeypatch, world):
+    session = open_session(parser(SUITE).parse_args(world[1]), SUITE)
+    seeds = {"cuda": {"few": [42], "many": [42, 43], "none": []}, "cpu": {"few": [42, 43], "many": [42], "none": []}}
+
+    def found(session, store, device):
+        def entry(seed):
+            return SimpleNamespace(record={"config": {"seed": seed}}, on=device)
+
+        return {("model", task): Outcome(entries=[*map(entry, own)]) for task, own in seeds[device].items()}
+
+    monkeypatch.setattr(sweep, "_recorded_on", found)
+    outcome = recorded(session, session.store())
+    assert [entry.on for entry in outcome.entries] == ["cpu", "cpu", "cuda", "cuda"]
+    assert outcome.notes == ["Computed: many on a GPU; few on a CPU"]
 
 
 def test_a_seed_that_lacks_records_is_left_out_of_the_table_and_said(world, capsys):
