@@ -43,7 +43,7 @@ def _of(found: Iterable[Measured], *names: str) -> list[Measured]:
 
 def _said(one: Measured) -> str:
     """One method on one task, in words."""
-    text = f"{one.task}: {one.title} {one.score:.1f} at {one.speedup:.2f}x"
+    text = f"{one.label}: {one.title} {one.score:.1f} at {one.speedup:.2f}x"
     return text + (f", {one.against_dense.text} against dense" if one.against_dense else "")
 
 
@@ -135,7 +135,7 @@ def _own_pairs(found: Sequence[Measured], rivals: Sequence[str]) -> Iterator[_Pa
         for other in _of(found, *rivals):
             if (other.table, other.task) == (own.table, own.task) and own.drawn is not None and other.drawn is not None:
                 difference = paired(own.scores, other.scores, own.drawn - other.drawn)
-                yield _Pair(difference, own.speedup, other.speedup, f"{own.task}, {other.title}")
+                yield _Pair(difference, own.speedup, other.speedup, f"{own.label}, {other.title}")
 
 
 def _near_pairs(near: Sequence[AtSpeeds], rivals: Sequence[str]) -> Iterator[_Pair]:
@@ -166,7 +166,7 @@ def beats_random(found: Sequence[Measured]) -> tuple[str, list[str]]:
 
 
 def _names(some: Sequence[Measured]) -> str:
-    return ", ".join(f"{one.title} ({one.task})" for one in some) or "none"
+    return ", ".join(f"{one.title} ({one.label})" for one in some) or "none"
 
 
 def layers_differ(found: Sequence[Measured]) -> tuple[str, list[str]]:
@@ -174,7 +174,7 @@ def layers_differ(found: Sequence[Measured]) -> tuple[str, list[str]]:
     mine = _of(found, "transkimmer")
     if len(mine) < 2:
         return ABSENT, []
-    lines = [f"{one.task}: {', '.join(f'{100 * share:.0f}' for share in one.shares)} % per layer" for one in mine]
+    lines = [f"{one.label}: {', '.join(f'{100 * share:.0f}' for share in one.shares)} % per layer" for one in mine]
     widest = max(abs(a - b) for one in mine for two in mine for a, b in zip(one.shares, two.shares, strict=True))
     note = f"largest difference of a layer between tasks: {100 * widest:.0f} points"
     return HOLDS if widest > 0.1 else FAILS, [note, *lines]
@@ -182,8 +182,8 @@ def layers_differ(found: Sequence[Measured]) -> tuple[str, list[str]]:
 
 def easier_skims_more(found: Sequence[Measured]) -> tuple[str, list[str]]:
     """Kendall's rank correlation, over tasks, of the dense model's score and Transkimmer's speed-up."""
-    mine = {(one.model, one.task): one for one in _of(found, "transkimmer")}
-    pairs = [(one, mine[one.model, one.task]) for one in _of(found, "dense") if (one.model, one.task) in mine]
+    mine = {(one.model, one.label): one for one in _of(found, "transkimmer")}
+    pairs = [(one, mine[one.model, one.label]) for one in _of(found, "dense") if (one.model, one.label) in mine]
     if len(pairs) < 2:
         return ABSENT, []
     pairs.sort(key=lambda pair: -pair[0].score)
@@ -192,7 +192,7 @@ def easier_skims_more(found: Sequence[Measured]) -> tuple[str, list[str]]:
         f"rank correlation {order.statistic:+.2f} over {len(pairs)} tasks, p = {order.pvalue:.2f}; how easy a task is "
         "is taken from the dense score, whose metric differs between tasks, as does the weight of the skim loss"
     )
-    lines = [f"{dense.task}: dense {dense.score:.1f}, Transkimmer {own.speedup:.2f}x" for dense, own in pairs]
+    lines = [f"{dense.label}: dense {dense.score:.1f}, Transkimmer {own.speedup:.2f}x" for dense, own in pairs]
     decided = order.pvalue <= FAMILY_LEVEL
     return (OPEN if not decided else HOLDS if order.statistic > 0 else FAILS), [note, *lines]
 

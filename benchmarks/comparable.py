@@ -8,8 +8,8 @@ figures can be drawn anew wherever these lie.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,16 +31,18 @@ class Comparison:
 
     Attributes:
         records: finished ones, sorted by method and seed. others: how many of this task fit no figure with them.
+        label: a title of its own, where several comparisons of a task stand side by side.
     """
 
     task: str
     records: tuple[Record, ...]
     others: int = 0
+    label: str = ""
 
     @property
     def title(self) -> str:
         """The task as tables print it, with a word on rows that are not the official split."""
-        return task_title(self.task, self.records[0])
+        return self.label or task_title(self.task, self.records[0])
 
     @property
     def metric(self) -> str:
@@ -58,7 +60,7 @@ class Comparison:
 
     def narrowed(self, names: Sequence[str]) -> Comparison:
         """Only these methods."""
-        return Comparison(self.task, tuple(r for r in self.records if r["config"]["method"] in names), self.others)
+        return replace(self, records=tuple(r for r in self.records if r["config"]["method"] in names))
 
 
 def task_title(name: str, record: Record) -> str:
@@ -86,6 +88,33 @@ def read_comparisons(results: Path, tasks: Sequence[str] = ()) -> list[Compariso
     Raises:
         UserError: no finished records, or none of a task that was asked for; it says what there is.
     """
+    found = _finished(results)
+    places = {name: place for place, name in enumerate(TASKS)}
+    known = sorted(found, key=lambda name: (places.get(name, len(places)), name))
+    if missing := [name for name in tasks if name not in found]:
+        raise UserError(f"no finished runs of task '{missing[0]}' in {results / 'runs'}; there are: {', '.join(known)}")
+    return [_largest(name, found[name]) for name in tasks or known]
+
+
+def comparisons_around(results: Path, some: Iterable[tuple[Collection[str], int | None]]) -> list[Comparison]:
+    """The comparable records around each of some: those that have one of its hashes, and their like.
+
+    Args:
+        some: hashes of records of a task, and the training rows that its title tells, or None.
+    Raises:
+        UserError: no finished records.
+    """
+    sets = [(task, _in_order(own)) for task, records in _finished(results).items() for own in _sets(records)]
+    return [
+        Comparison(task, own, label="" if rows is None else f"{task_title(task, own[0])} ({rows:,} rows)")
+        for hashes, rows in some
+        for task, own in sets
+        if any(record["config_hash"] in hashes for record in own)
+    ]
+
+
+def _finished(results: Path) -> dict[str, list[Record]]:
+    """Finished runs below `results`/runs by task."""
     found: dict[str, list[Record]] = {}
     for kind in (KIND, TURNED_KIND):
         for path in sorted((results / "runs" / kind).glob("*/*.json")):
@@ -97,25 +126,29 @@ def read_comparisons(results: Path, tasks: Sequence[str] = ()) -> list[Compariso
                 found.setdefault(record["config"]["task"], []).append(record)
     if not found:
         raise UserError(f"no finished runs in {results / 'runs'}; run ./reproduce.sh glue first, or name --results")
-    places = {name: place for place, name in enumerate(TASKS)}
-    known = sorted(found, key=lambda name: (places.get(name, len(places)), name))
-    if missing := [name for name in tasks if name not in found]:
-        raise UserError(f"no finished runs of task '{missing[0]}' in {results / 'runs'}; there are: {', '.join(known)}")
-    return [_largest(name, found[name]) for name in tasks or known]
+    return found
 
 
 def _largest(task: str, records: Sequence[Record]) -> Comparison:
     """Of the sets of comparable records, that with most methods, then most records, then the newest one."""
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(_common(record["config"]), []).append(record)
 
     def size(group: list[Record]) -> tuple[int, int, str]:
         return len({r["config"]["method"] for r in group}), len(group), max(r["started_at"] for r in group)
 
-    best = max(groups.values(), key=size)
-    ordered = sorted(best, key=lambda record: (record["config"]["method"], record["config"]["seed"]))
-    return Comparison(task, tuple(ordered), len(records) - len(best))
+    best = max(_sets(records), key=size)
+    return Comparison(task, _in_order(best), len(records) - len(best))
+
+
+def _sets(records: Iterable[Record]) -> list[list[Record]]:
+    """The records of a task in sets of comparable ones."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(_common(record["config"]), []).append(record)
+    return list(groups.values())
+
+
+def _in_order(records: Iterable[Record]) -> tuple[Record, ...]:
+    return tuple(sorted(records, key=lambda record: (record["config"]["method"], record["config"]["seed"])))
 
 
 def _common(config: Mapping[str, Any]) -> str:

@@ -57,7 +57,9 @@ class Measured:
     """One method on one task, without padding.
 
     Attributes:
-        split: task and split by name, "mnli/validation_matched". scores: percent, of each seed; score: their mean.
+        rows: training rows of the methods, held-out ones among them; None but where tables of several numbers have
+            the task. split: task and split by name, "mnli/validation_matched". scores: percent, of each seed; score:
+            their mean.
         random_score: of its random twin, None without one. shares: of the tokens, that each layer computes.
         drawn: (draws,) scores on texts drawn anew; None where the outcomes of single texts are unknown, and then the
             differences too.
@@ -80,6 +82,12 @@ class Measured:
     random_score: float | None = None
     against_dense: Difference | None = None
     against_random: Difference | None = None
+    rows: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The task, with the training rows where these tell tables apart."""
+        return self.task if self.rows is None else f"{self.task} ({self.rows:,} rows)"
 
 
 def measured(results: Path) -> list[Measured]:
@@ -104,7 +112,8 @@ def measured(results: Path) -> list[Measured]:
         dense = next(other for other in same if other["method"] == "dense" and other["padding"] == "baseline")
         twin = next((o for o in same if o["of"] == row["method"] and o["padding"] == "none"), None)
         found.append(_one(row, dense, twin, draws))
-    return _corrected(found)
+    several = [task for task, _ in dict.fromkeys((one.task, one.table) for one in found)]
+    return _corrected([one if several.count(one.task) > 1 else replace(one, rows=None) for one in found])
 
 
 def _tables(results: Path) -> list[Path]:
@@ -174,12 +183,19 @@ def _one(row: Mapping[str, str], dense: Mapping[str, str], twin: Mapping[str, st
         speedup=float(row["speedup"]),
         shares=tuple(float(share) for share in np.mean([cost["ffn_share"] for cost in costs], axis=0)),
         texts=costs[0]["texts"],
+        rows=_training_rows(draws.record(names[0])),
         records=names,
         drawn=draws.of(row),
         random_score=None if twin is None else float(twin["measured"]),
         against_dense=None if itself else _difference(row, dense, draws),
         against_random=None if twin is None else _difference(row, twin, draws),
     )
+
+
+def _training_rows(record: Record) -> int:
+    config = record["config"]
+    rows = int(next(iter(config["data"]["splits"].values()))["rows"])
+    return min(rows, config["max_train_samples"] or rows)
 
 
 def _difference(row: Mapping[str, str], other: Mapping[str, str], draws: _Draws) -> Difference | None:

@@ -7,15 +7,14 @@ Speed-ups count what is executed, but where a method's paper counts otherwise: t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 import methods
-from benchmarks.comparable import Comparison, first_split, read_comparisons
+from benchmarks.comparable import Comparison, first_split
 from benchmarks.compared import Difference, paired
 from benchmarks.pareto_rows import Point, points_of
 
@@ -63,9 +62,9 @@ class AtSpeeds:
     every: tuple[Operating, ...] = ()
 
 
-def at_speeds(source: Path, tasks: Sequence[str]) -> list[AtSpeeds]:
-    """Of every method, the dense model among them, on the tasks of these names."""
-    return [one for comparison in read_comparisons(source) if comparison.task in tasks for one in _of(comparison)]
+def at_speeds(comparisons: Iterable[Comparison]) -> list[AtSpeeds]:
+    """Of every method, the dense model among them."""
+    return [one for comparison in comparisons for one in _of(comparison)]
 
 
 def _of(comparison: Comparison) -> list[AtSpeeds]:

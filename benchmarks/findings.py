@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.claims import judged
 from benchmarks.cli import run_command
+from benchmarks.comparable import Comparison, comparisons_around
 from benchmarks.compared import FAMILY_LEVEL, Measured, measured
 from benchmarks.console import add_json_flag, answer, open_console
 from benchmarks.equal_speed import NEAR, SPEEDS, AtSpeeds, Operating, at_speeds
@@ -22,9 +23,15 @@ PROGRAM = "python -m benchmarks.findings"
 DASH = "–"  # noqa: RUF001
 
 
-def nearest(found: Sequence[Measured], source: Path) -> list[AtSpeeds]:
-    """The settings at about the same speed-ups on the tasks of `found`, from the records below `source`."""
-    return at_speeds(source, tuple(dict.fromkeys(one.split.partition("/")[0] for one in found)))
+def comparisons(found: Sequence[Measured], source: Path) -> list[Comparison]:
+    """The records of each task of `found`, and those below `source` that stand in one comparison with them."""
+    hashes: dict[tuple[str, str], set[str]] = {}
+    rows: dict[tuple[str, str], int | None] = {}
+    for one in found:
+        place = one.table, one.split.partition("/")[0]
+        hashes.setdefault(place, set()).update(one.records)
+        rows[place] = one.rows
+    return comparisons_around(source, [(hashes[place], rows[place]) for place in hashes]) if found else []
 
 
 def report(found: Sequence[Measured], near: Sequence[AtSpeeds], trials: Sequence[Beside], command: str) -> str:
@@ -34,6 +41,7 @@ def report(found: Sequence[Measured], near: Sequence[AtSpeeds], trials: Sequence
         trials: the dense model beside plain trials of the checkpoint.
     """
     texts = {one.task: one.texts for one in found}
+    tables = [[one for one in found if one.table == name] for name in dict.fromkeys(one.table for one in found)]
     models = ", ".join(dict.fromkeys(one.model for one in found))
     seeds = sorted({len(one.scores) for one in found})
     lines = [
@@ -58,8 +66,7 @@ def report(found: Sequence[Measured], near: Sequence[AtSpeeds], trials: Sequence
         "Score in percent, FLOPs speed-up, and in brackets the score of dropping at random at the same cost per layer; "
         "* where the difference between the two is decided.",
         "",
-        *_glance(found),
-        "",
+        *(line for table in tables for line in (*_glance(table), "", f"Table: `{table[0].table}`.", "")),
         f"The dense model seed by seed, those of runs without all methods included: {_dense_seeds(near)}.",
         "",
         *_trials(trials),
@@ -129,7 +136,7 @@ def _table(found: Sequence[Measured]) -> list[str]:
     for one in found:
         differences = (d.text if d else DASH for d in (one.against_dense, one.against_random))
         speed, score = f"{one.speedup:.2f}x", f"{one.score:.1f}"
-        rows.append((one.task, one.title, speed, score, *differences, " ".join(one.records)))
+        rows.append((one.label, one.title, speed, score, *differences, " ".join(one.records)))
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
@@ -162,7 +169,7 @@ def _operating(one: Operating | None, every: Sequence[Operating]) -> str:
 
 def _second_look(found: Sequence[Measured], near: Sequence[AtSpeeds]) -> list[str]:
     """All measured settings, and seeds, of the methods that are certainly worse than dropping at random there."""
-    worse = {(one.task, one.method) for one in found if one.against_random and one.against_random.decided_sign < 0}
+    worse = {(one.label, one.method) for one in found if one.against_random and one.against_random.decided_sign < 0}
     lines = []
     for one in near:
         if (one.task, one.method) in worse:
@@ -194,8 +201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     source, target = folders(given.results)
     path = target / "FINDINGS.md"
     found = measured(source)
-    near = nearest(found, source)
-    page = report(found, near, beside(source), f"{PROGRAM} --results {given.results}" if given.results else PROGRAM)
+    like = comparisons(found, source)
+    near = at_speeds(like)
+    page = report(
+        found, near, beside(source, like), f"{PROGRAM} --results {given.results}" if given.results else PROGRAM
+    )
     with writing(path):
         path.write_text(page, encoding="utf-8")
     open_console(quiet=given.json).print(f"findings: {path}", highlight=False, soft_wrap=True)

@@ -176,15 +176,13 @@ class Beside:
     records: tuple[str, ...]
 
 
-def beside(source: Path) -> list[Beside]:
-    """Every task below a folder of results that has both; trials of another length, or on N rows, are left out."""
-    from benchmarks.comparable import read_comparisons
+def beside(source: Path, comparisons: Iterable[Comparison]) -> list[Beside]:
+    """Of each comparison the dense model beside the trials below a folder of results, where there are any.
 
+    Trials of another length, or on N rows, are left out.
+    """
     trials = [record for record in read(source) if _is_usual(record["config"])]
-    names = tuple(dict.fromkeys(record["config"]["task"] for record in trials))
-    known = [path.name for path in (source / "runs" / "finetune").glob("*")]
-    found = read_comparisons(source, tuple(name for name in names if name in known)) if names else []
-    return [one for comparison in found if (one := _beside(comparison, trials)) is not None]
+    return [one for comparison in comparisons if (one := _beside(comparison, trials)) is not None]
 
 
 def _beside(comparison: Comparison, trials: Sequence[Record]) -> Beside | None:

@@ -6,6 +6,7 @@ A command is a `Suite` (which tasks, on which encoders, beside which reported ta
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -68,9 +69,17 @@ class Suite:
             help="train nothing: the tables of the records in --results, of each task the seeds that are complete, and "
             "without --device those of the device that has most",
         )
+        flags.add_argument(
+            "--table-suffix",
+            metavar="NAME",
+            help=f"call the files of the tables {self.name}-PROFILE-NAME: for a second set of runs in one --results",
+        )
         add_json_flag(flags)
         arguments = flags.parse_args(argv)
         check_from_records(arguments)
+        suffix = arguments.table_suffix
+        if suffix is not None and not re.fullmatch(r"[A-Za-z0-9_]+", suffix):
+            raise UserError(f"--table-suffix takes letters, digits and '_', got '{suffix}'")
         session = open_session(arguments, self)
         session = replace(session, quiet=session.quiet or arguments.json)
         console = open_console(quiet=arguments.json)
@@ -90,7 +99,7 @@ class Suite:
             where = store.root / "runs"
             raise UserError(f"no task has a record of every run in {where}; without --from-records they are made")
         command = shlex.join([*self.program.split(), *(argv or sys.argv[1:])])
-        rows, paths = write_outcome(session, store, outcome, console, command)
+        rows, paths = write_outcome(session, store, outcome, console, command, suffix)
         records = store.root / "runs"
         answer(arguments, rows=rows, failures=outcome.failures, tables=paths, records=records, command=command)
         for failure in outcome.failures:
@@ -126,7 +135,7 @@ def show_plan(session: Session, console: Console) -> list[Expected]:
 
 
 def write_outcome(
-    session: Session, store: RunStore, outcome: Outcome, console: Console, command: str
+    session: Session, store: RunStore, outcome: Outcome, console: Console, command: str, suffix: str | None = None
 ) -> tuple[list[dict[str, Any]], list[Path]]:
     """Print and write the tables; returns the rows of the long one and the files."""
     from benchmarks import tables
@@ -146,7 +155,7 @@ def write_outcome(
             console.print(line, highlight=False)
         paths = tables.write_tables(
             store.root / "tables",
-            f"{suite.name}-{session.profile}",
+            "-".join(filter(None, (suite.name, session.profile, suffix))),
             frame,
             outcome.entries,
             heading=heading,

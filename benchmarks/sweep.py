@@ -118,7 +118,7 @@ def execute(session: Session, store: RunStore) -> Outcome:
 
 
 def recorded(session: Session, store: RunStore, devices: Sequence[str] = tuple(DEVICES)) -> Outcome:
-    """The same of records alone, nothing computed: of each model and task the seeds that have a record of every run.
+    """The same of records alone, nothing computed: of each model and task the seeds that have a record of every method.
 
     Of the devices that runs were made on, each task's is the one with most such seeds; where these differ, a note says
     which tasks are of which.
@@ -137,7 +137,9 @@ def recorded(session: Session, store: RunStore, devices: Sequence[str] = tuple(D
 
 
 def _recorded_on(session: Session, store: RunStore, device: str) -> dict[tuple[str, str], Outcome]:
-    """By model and task, what there is of runs on one device."""
+    """By model and task, what there is of runs on one device; random dropping where every seed has it."""
+    import methods
+
     compute = replace(session.setting.compute, device=device)
     session = replace(session, setting=replace(session.setting, compute=compute))
     outcomes: dict[tuple[str, str], Outcome] = {}
@@ -150,18 +152,33 @@ def _recorded_on(session: Session, store: RunStore, device: str) -> dict[tuple[s
         else:
             missing = sum(not entries for entries in found)
             outcome.notes.append(f"{task} with {model}, seed {seed}: {missing} of {len(found)} methods lack a record")
+    for (model, task), outcome in outcomes.items():
+        alone = _without_twins(session, outcome.entries)
+        outcome.entries = [entry for entry in outcome.entries if entry.of not in alone]
+        titles = sorted(methods.lookup(name).traits.title for name in alone)
+        outcome.notes += [f"{task} with {model}: no record of random dropping beside {title}" for title in titles]
     return outcomes
 
 
+def _without_twins(session: Session, entries: Sequence[Entry]) -> set[str]:
+    """Methods whose random twin lacks the record of a seed."""
+    if not entries or not _has_twins(session, entries[0].task):
+        return set()
+    runs = {(entry.of or entry.method, bool(entry.of), entry.record["config"]["seed"]) for entry in entries}
+    due = {(name, True, seed) for name, is_twin, seed in runs if not is_twin and name not in ("dense", "random")}
+    return {name for name, _, _ in due - runs}
+
+
 def _recorded(session: Session, experiment: Experiment, store: RunStore) -> list[Entry]:
-    """Entries of a run and its random twin; none unless both have records."""
+    """Entries of a run and of its random twin, as far as they have records; none without the run's own."""
     from benchmarks.tables import Entry
 
-    entries, wanted = [], [(experiment, "")]
+    entries: list[Entry] = []
+    wanted = [(experiment, "")]
     for one, of in wanted:
         record = store.settled(one.config())
         if record is None or record["status"] != "ok":
-            return []
+            return entries
         entries.append(Entry(model=one.model, task=one.task, method=one.method, record=record, of=of))
         if has_twin(session, one) and not of:
             wanted.append((random_twin(one, record), one.method))

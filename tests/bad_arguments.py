@@ -97,6 +97,7 @@ ARGUMENTS: dict[str, Case] = {
     ),
     "glue: no rows": ("glue", [*LOCAL, "--max-train-samples", "0"], None, ["--max-train-samples must be at least 1"]),
     "glue: no epochs": ("glue", [*LOCAL, "--dense-epochs", "0"], None, ["--dense-epochs must be at least 1, got 0"]),
+    "glue: a table's path": ("glue", [*LOCAL, "--table-suffix", "../x"], None, ["--table-suffix takes", "'../x'"]),
     "glue: no rate": ("glue", [*LOCAL, "--dense-learning-rate", "0"], None, ["--dense-learning-rate takes", "got 0"]),
     "glue: fewer rows for the dense model": (
         "glue",

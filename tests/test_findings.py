@@ -11,6 +11,7 @@ import pytest
 
 import methods
 from benchmarks import claims, findings, plain_trial
+from benchmarks.comparable import read_comparisons
 from benchmarks.compared import Measured, holm, measured, paired
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.equal_speed import SPEEDS, AtSpeeds, Operating, at_speeds
@@ -178,8 +179,9 @@ def test_a_headline_needs_its_factor_without_a_loss():
 def test_the_published_findings_are_what_the_records_give():
     page = (PROJECT_ROOT / "results" / "FINDINGS.md").read_text(encoding="utf-8")
     found = measured(PROJECT_ROOT / "results")
-    near = findings.nearest(found, PROJECT_ROOT / "results")
-    trials = plain_trial.beside(PROJECT_ROOT / "results")
+    like = findings.comparisons(found, PROJECT_ROOT / "results")
+    near = at_speeds(like)
+    trials = plain_trial.beside(PROJECT_ROOT / "results", like)
     assert page == findings.report(found, near, trials, f"{findings.PROGRAM} --results results")
     assert set(re.findall(r"\b[0-9a-f]{12}\b", page)) == {name for one in (*found, *trials) for name in one.records}
 
@@ -195,13 +197,13 @@ def test_of_each_method_the_setting_nearest_to_a_speed_is_shown(tmp_path, speed,
         turned = {"kind": "evaluate", "extra": extra | {"setting": value}}
         write_record(tmp_path, "deebert", speedup=speedup, score=0.9, texts=texts, **turned)
     write_record(tmp_path, "random", speedup=1.9, score=0.7, options={"keep_schedule": (0.9, 0.6, 0.3)})
-    _, found = at_speeds(tmp_path, ["mood"])
+    _, found = at_speeds(read_comparisons(tmp_path))
     one = dict(zip(SPEEDS, found.settings, strict=True))[speed]
     assert one is not None and one.loss is not None
     assert (found.task, found.method, found.title, one.setting) == ("mood", "deebert", "DeeBERT", setting)
     assert one.random_score == (70.0 if speed == 2.0 else None)
     assert one.loss.points == pytest.approx(-10.0) and one.loss.low < -10.0 < one.loss.high < 0.0
-    assert at_speeds(tmp_path, ["sst2"]) == []
+    assert at_speeds([]) == []
 
 
 def test_speeds_are_those_that_the_method_s_paper_counts_and_the_title_says_so(tmp_path):
@@ -210,7 +212,7 @@ def test_speeds_are_those_that_the_method_s_paper_counts_and_the_title_says_so(t
     splits = {"validation": {"scores": {"accuracy": 0.8}, "cost": cost, "retention": None}}
     write_record(tmp_path, "dense", speedup=1.0)
     write_record(tmp_path, "deformer", metrics={"splits": splits})
-    _, found = at_speeds(tmp_path, ["mood"])
+    _, found = at_speeds(read_comparisons(tmp_path))
     slow, fast = found.settings
     assert found.title == f"DeFormer, {account}" and slow is None
     assert fast.speedup == 1.9 and fast.scores == (80.0,) and fast.loss is not None
@@ -224,7 +226,7 @@ def test_a_loss_is_against_the_dense_model_of_the_same_seeds(tmp_path):
         write_record(tmp_path, "dense", speedup=1.0, score=score, texts=texts, seed=seed)
     texts = {"labels": labels, "predicted": labels[:36] + "1010"}
     write_record(tmp_path, "transkimmer", speedup=1.5, score=0.9, texts=texts, seed=42)
-    dense, found = at_speeds(tmp_path, ["mood"])
+    dense, found = at_speeds(read_comparisons(tmp_path))
     assert found.settings[0].loss.points == pytest.approx(-10.0)
     assert findings.report([], [dense, found], [], "command").count("mood 100.0, 60.0.") == 1
 
@@ -254,7 +256,7 @@ def test_each_split_is_judged_by_its_own_texts(tmp_path):
     lost, kept = found["mood matched"].against_dense, found["mood mismatched"].against_dense
     assert lost.points == -50.0 and lost.high < -30 and lost.decided
     assert (kept.points, kept.low, kept.high) == (0.0, 0.0, 0.0) and found["mood mismatched"].scores == (100.0,)
-    assert {one.task for one in findings.nearest(list(found.values()), tmp_path)} == {"mood"}
+    assert [one.title for one in findings.comparisons(list(found.values()), tmp_path)] == ["mood"]
 
 
 def test_no_table_is_said(tmp_path):

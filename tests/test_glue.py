@@ -117,6 +117,37 @@ def test_records_of_a_gpu_make_tables_on_a_machine_without_one(world):
     assert not recorded(session, OfAGpu(session.store()), ["cpu"]).entries
 
 
+class Lacks(OfAGpu):
+    """A store without one record."""
+
+    def __init__(self, store, name):
+        super().__init__(store)
+        self.name = name
+
+    def settled(self, config):
+        return None if config.hash == self.name else self.store.settled(config)
+
+
+def test_a_method_without_its_random_twin_stands_alone_and_that_is_said(world):
+    session = open_session(parser(SUITE).parse_args(world[1]), SUITE)
+    every = recorded(session, session.store())
+    twins = [entry.record["config_hash"] for entry in every.entries if entry.of]
+    twin = next(e for e in every.entries if e.of and twins.count(e.record["config_hash"]) == 1)  # of one method alone
+    found = recorded(session, Lacks(session.store(), twin.record["config_hash"]))
+    assert [entry.record for entry in found.entries] == [e.record for e in every.entries if e.of != twin.of]
+    title = methods.lookup(twin.of).traits.title
+    assert found.notes == [f"mood with model: no record of random dropping beside {title}"] and not every.notes
+
+
+def test_a_second_set_of_runs_has_tables_of_its_own(world):
+    before = (tables(world[0]) / "glue-local.csv").read_bytes()
+    assert run_command(main, [*world[1], "--from-records", "--methods", "ltp", "--table-suffix", "few"]) == 0
+    frame = pd.read_csv(tables(world[0]) / "glue-local-few.csv", keep_default_na=False)
+    assert set(frame["method"]) == {"dense", "ltp"} and (tables(world[0]) / "glue-local.csv").read_bytes() == before
+    for suffix in ("csv", "md", "tex"):
+        (tables(world[0]) / f"glue-local-few.{suffix}").unlink()
+
+
 def test_each_task_s_table_is_of_the_device_with_most_seeds_and_says_which(monkeypatch, world):
     session = open_session(parser(SUITE).parse_args(world[1]), SUITE)
     seeds = {"cuda": {"few": [42], "many": [42, 43], "none": []}, "cpu": {"few": [42, 43], "many": [42], "none": []}}

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import findings, plain_trial
 from benchmarks.cli import run_command
+from benchmarks.comparable import read_comparisons
 from benchmarks.experiment_data import training_features
 from benchmarks.experiments import DenseTraining
 from tests.small_world import write_model, write_sentences
@@ -89,7 +90,7 @@ def test_the_dense_model_stands_beside_the_trials_of_its_seeds(tmp_path):
             write_record(tmp_path, "dense", **trial | other)  # trials of something else
         without = {"extra": trial["extra"] | {"held_out": True}, "metrics": metrics | {"score": epochs[0]}}
         write_record(tmp_path, "dense", **trial | without)
-    (found,) = plain_trial.beside(tmp_path)
+    (found,) = plain_trial.beside(tmp_path, read_comparisons(tmp_path))
     assert (found.title, found.seeds, found.dense, found.last) == ("mood", (42, 43), (90.0, 100.0), (100.0, 100.0))
     assert (
         found.best == (100.0, 100.0)
@@ -104,4 +105,4 @@ def test_the_dense_model_stands_beside_the_trials_of_its_seeds(tmp_path):
     assert f"| {' | '.join(row)} | {' '.join(found.records)} |" in page
     assert len(set(found.records)) == 4
     assert "lain trial" not in findings.report([], [], [], "command")
-    assert plain_trial.beside(tmp_path / "nothing") == []
+    assert plain_trial.beside(tmp_path / "nothing", read_comparisons(tmp_path)) == []
