@@ -119,7 +119,8 @@ def measured(results: Path) -> list[Measured]:
 def _tables(results: Path) -> list[Path]:
     """Embedded sets show the machinery; they count only where nothing else was measured."""
     found = [path for suite in ("glue", "long") for path in (results / "tables").glob(f"{suite}-*.csv")]
-    return sorted(path for path in found if not path.stem.endswith("-embedded")) or sorted(found)
+    found.sort(key=lambda path: path.stem)
+    return [path for path in found if not path.stem.endswith("-embedded")] or found
 
 
 def _read(path: Path) -> list[dict[str, str]]:

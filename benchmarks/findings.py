@@ -43,18 +43,17 @@ def report(found: Sequence[Measured], near: Sequence[AtSpeeds], trials: Sequence
     texts = {one.task: one.texts for one in found}
     tables = [[one for one in found if one.table == name] for name in dict.fromkeys(one.table for one in found)]
     models = ", ".join(dict.fromkeys(one.model for one in found))
-    seeds = sorted({len(one.scores) for one in found})
     lines = [
         "# What the records say about the papers' claims",
         "",
         f"Command: `{command}`",
         "",
-        f"Measured with {models}, {' or '.join(map(str, seeds))} seed(s) a run, on "
+        f"Measured with {models} on "
         + ", ".join(f"{task} ({count:,} texts)" for task, count in texts.items())
-        + ", the methods by the short recipe on few training rows (the tables name the commands). The papers "
-        "train BERT-base on whole training sets. So *here* means here: a claim that fails on a small model with little "
-        "training may hold for theirs, and the reverse. The embedded sets show the machinery and judge no claim where "
-        "real tasks have been measured.",
+        + ", the methods by the short recipe on few training rows (the tables name the commands; where two have a task, "
+        "its training rows tell them apart). The papers train BERT-base on whole training sets. So *here* means here: a "
+        "claim that fails on a small model with little training may hold for theirs, and the reverse. The embedded sets "
+        "show the machinery and judge no claim where real tasks have been measured.",
         "",
         "A difference has its 95 % interval over draws of the evaluated texts, the same for both sides (paired "
         f"bootstrap); * marks those decided after Holm's correction over all of them, at {FAMILY_LEVEL:g} in all. "
@@ -66,7 +65,7 @@ def report(found: Sequence[Measured], near: Sequence[AtSpeeds], trials: Sequence
         "Score in percent, FLOPs speed-up, and in brackets the score of dropping at random at the same cost per layer; "
         "* where the difference between the two is decided.",
         "",
-        *(line for table in tables for line in (*_glance(table), "", f"Table: `{table[0].table}`.", "")),
+        *(line for table in tables for line in (*_glance(table), "", _seeds(table), "")),
         f"The dense model seed by seed, those of runs without all methods included: {_dense_seeds(near)}.",
         "",
         *_trials(trials),
@@ -90,6 +89,12 @@ def _glance(found: Sequence[Measured]) -> list[str]:
         mine = {one.task: one for one in found if (one.model, one.title) == (model, title)}
         rows.append((model, title, *(_cell(mine[task]) if task in mine else DASH for task in tasks)))
     return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _seeds(table: Sequence[Measured]) -> str:
+    """Which table, and how many seeds each task has."""
+    counts = {one.task: len(one.scores) for one in table if one.method == "dense"}
+    return f"`results/tables/{table[0].table}.md`; seeds: {', '.join(f'{task} {n}' for task, n in counts.items())}."
 
 
 def _dense_seeds(near: Sequence[AtSpeeds]) -> str:
