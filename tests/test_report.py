@@ -175,7 +175,8 @@ def test_contents_name_every_section_in_order(page) -> None:
 
 
 def test_it_stays_small(text) -> None:
-    assert len(text.encode()) < 4_000_000
+    """It grows with what was measured, by its records and by the numbers that lead to them."""
+    assert len(text.encode()) < 6_000 * text.count('<details id="run-')
 
 
 def test_the_same_results_give_the_same_page(text) -> None:
