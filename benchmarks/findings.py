@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import geometric_mean, mean
 from typing import Any
 
 from benchmarks.claims import judged
@@ -50,10 +51,10 @@ def report(found: Sequence[Measured], near: Sequence[AtSpeeds], trials: Sequence
         "",
         f"Measured with {models} on "
         + ", ".join(f"{task} ({count:,} texts)" for task, count in texts.items())
-        + ", the methods by the short recipe on few training rows (the tables name the commands; where two have a task, "
-        "its training rows tell them apart). The papers train BERT-base on whole training sets. So *here* means here: a "
-        "claim that fails on a small model with little training may hold for theirs, and the reverse. The embedded sets "
-        "show the machinery and judge no claim where real tasks have been measured.",
+        + ", the methods by the short recipe on few training rows (the tables name the commands; where two have a "
+        "task, its training rows tell them apart). The papers train BERT-base on whole training sets. So *here* means "
+        "here: a claim that fails on a small model with little training may hold for theirs, and the reverse. The "
+        "embedded sets show the machinery and judge no claim where real tasks have been measured.",
         "",
         "A difference has its 95 % interval over draws of the evaluated texts, the same for both sides (paired "
         f"bootstrap); * marks those decided after Holm's correction over all of them, at {FAMILY_LEVEL:g} in all. "
@@ -76,6 +77,8 @@ def report(found: Sequence[Measured], near: Sequence[AtSpeeds], trials: Sequence
         lines += [f"### {one.claim}", "", f"{one.source}. **{one.verdict.capitalize()}.**", ""]
         lines += [*(f"- {item}" for item in one.evidence), ""]
     lines += [f"## At about {' and '.join(f'{speed:g}x' for speed in SPEEDS)}", "", *_at_speeds(near), ""]
+    if rows := _more_rows(found):
+        lines += ["## The same with more training rows", "", *rows, ""]
     lines += ["## A second look at what fell below random", "", *_second_look(found, near), ""]
     lines += ["## Every method against dense and against random", "", *_table(found), ""]
     return "\n".join(lines)
@@ -184,6 +187,35 @@ def _second_look(found: Sequence[Measured], near: Sequence[AtSpeeds]) -> list[st
             )
             lines.append(f"- {one.task}, {one.title}: {'; '.join(settings)}")
     return lines or ["Nothing did."]
+
+
+def _more_rows(found: Sequence[Measured]) -> list[str]:
+    """Of each method its loss with the fewest and with the most training rows, over the tasks measured with both."""
+    runs = [one for one in found if one.rows is not None and one.against_dense is not None]
+    rows = [("Method", "Tasks", "Fewer rows", "Loss", "More rows", "Loss"), ("---",) * 6]
+    for title in dict.fromkeys(one.title for one in runs):
+        pairs = []
+        for task in dict.fromkeys(one.task for one in runs):
+            own = sorted((one for one in runs if (one.title, one.task) == (title, task)), key=lambda one: one.rows or 0)
+            pairs += [(own[0], own[-1])] if len(own) > 1 else []
+        if pairs:
+            few, many = (_mean_loss(side) for side in zip(*pairs, strict=True))
+            rows.append((title, ", ".join(one.task for one, _ in pairs), *few, *many))
+    if len(rows) == 2:
+        return []
+    note = (
+        "Each method's own setting, whose speed-up is not the same with both: points against the dense model and "
+        "speed-up, mean and geometric mean over the tasks that both tables have."
+    )
+    return [note, "", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _mean_loss(some: Sequence[Measured]) -> tuple[str, str]:
+    """Training rows with the speed-up, and the points against dense."""
+    rows = sorted(one.rows or 0 for one in some)
+    said = f"{rows[0]:,}" if rows[0] == rows[-1] else f"{rows[0]:,} to {rows[-1]:,}"
+    points = mean(one.against_dense.points for one in some if one.against_dense)
+    return f"{said}, {geometric_mean(one.speedup for one in some):.2f}x", f"{points:+.1f}"
 
 
 def _plain(found: Sequence[Measured]) -> list[dict[str, Any]]:

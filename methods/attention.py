@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.packing import cumulative, sequence_index
+from methods.packing import cumulative, on_device, sequence_index
 from methods.scored_attention import attention_with_scores
 
 # How the weights of kept keys add up, m being the keep mask over keys and s the scaled logits:
@@ -226,7 +226,9 @@ def padded_attention(
     window: int | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """As `packed_attention`, all sequences together, padded to the longest."""
-    (queries, rows), (keys, columns) = (_padding(n, query.device) for n in (query_lengths, key_lengths))
+    queries, rows = _padding(query_lengths, query.device)
+    alike = key_lengths == query_lengths
+    keys, columns = (queries, rows) if alike else _padding(key_lengths, query.device)
 
     def padded(packed: Tensor, mask: Tensor, where: Tensor) -> Tensor:
         laid = packed.new_zeros(mask.numel(), *packed.shape[1:]).index_copy(0, where, packed)
@@ -253,7 +255,7 @@ def padded_attention(
 def _padding(lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Mask (sequences, longest) of real tokens, and where each packed row lies in it, flat (total_tokens,)."""
     longest = max(lengths)
-    starts = torch.tensor(lengths, device=device)
+    starts = on_device(lengths, device)
     mask = torch.arange(longest, device=device) < starts.unsqueeze(1)
     index = sequence_index(starts, sum(lengths))
     places = torch.arange(sum(lengths), device=device) - cumulative(starts)[index] + index * longest
@@ -286,7 +288,7 @@ class _Rows:
         return self.starts[-1] - self.starts[0] == (len(self.starts) - 1) * self.length
 
     def _index(self, packed: Tensor) -> Tensor:
-        starts = torch.tensor(self.starts, device=packed.device)
+        starts = on_device(self.starts, packed.device)
         return (starts.unsqueeze(1) + torch.arange(self.length, device=packed.device)).flatten()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from methods.attention import AttentionScores, packed_attention
 from methods.backbone import Backbone
-from methods.packing import cumulative, pad, segment_rank, segment_sum, sequence_index
+from methods.packing import cumulative, on_device, pad, segment_rank, segment_sum, sequence_index
 from methods.state import Decision, Extras, Inputs, StateOptions, TokenState
 from methods.trace import Trace
 
@@ -161,7 +161,7 @@ class PackedState(TokenState):
         self.scores = None if received is None or diagonal is None else AttentionScores(received, diagonal)
         pairs = self._counts * (self._counts + int(self.extras.summary is not None))
         if self.extras.segments is not None:
-            runs = torch.tensor(lengths, device=self._counts.device)
+            runs = on_device(lengths, self._counts.device)
             owner = self._index.index_select(0, cumulative(runs)[:-1])
             pairs = segment_sum(runs**2, owner, len(self._lengths))
         self.trace.record_attention(self.layer, self.sequences, self._counts, pairs)
@@ -259,7 +259,7 @@ class PackedState(TokenState):
         if not any(left):
             return
         gone, stay = (
-            torch.tensor([place for place, leaves in enumerate(left) if leaves == which], device=leaving.device).long()
+            on_device([place for place, leaves in enumerate(left) if leaves == which], leaving.device)
             for which in (True, False)
         )
         if self._logits is None:

@@ -6,9 +6,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def on_device(values: Sequence[int], device: torch.device) -> Tensor:
+    """What the host knows, as a long tensor; a GPU is not waited for."""
+    held = torch.tensor(values, dtype=torch.long)
+    return held.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else held.to(device)
 
 
 def cumulative(lengths: Tensor) -> Tensor:

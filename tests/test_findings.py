@@ -259,6 +259,35 @@ def test_each_split_is_judged_by_its_own_texts(tmp_path):
     assert [one.title for one in findings.comparisons(list(found.values()), tmp_path)] == ["mood"]
 
 
+def test_where_two_tables_have_a_task_its_rows_tell_them_apart(tmp_path):
+    """The table's name puts the one without a suffix first; a task of one table alone keeps its name."""
+    labels = "01" * 20
+    texts = {"labels": labels, "predicted": labels[:36] + "1010"}
+    (tmp_path / "tables").mkdir()
+    for name, limit in (("glue-local-32", 32), ("glue-local", None)):
+        rows = []
+        for method, score in (("dense", 1.0), ("ltp", 0.9)):
+            own = {"labels": labels, "predicted": labels} if method == "dense" else texts
+            record = write_record(tmp_path, method, score=score, texts=own, max_train_samples=limit)
+            given = {"model": "tiny", "method": method, "title": method, "of": "", "account": "", "metric": "accuracy"}
+            given |= {"padding": "baseline" if method == "dense" else "none", "speedup": 1.5, "seeds": 1}
+            given |= {"task": "mood", "split": "mood/validation", "measured": 100 * score}
+            rows.append(given | {"records": record["config_hash"]})
+        pd.DataFrame(rows).to_csv(tmp_path / "tables" / f"{name}.csv", index=False)
+    found = measured(tmp_path)
+    every = found[0].rows
+    assert [one.label for one in found] == [f"mood ({every:,} rows)"] * 2 + ["mood (32 rows)"] * 2 and every > 32
+    like = findings.comparisons(found, tmp_path)
+    assert [one.title for one in like] == [f"mood ({every:,} rows)", "mood (32 rows)"]
+    assert [one.records[0]["config"]["max_train_samples"] for one in like] == [None, 32]
+    page = findings.report(found, at_speeds(like), [], "command")
+    assert f"| ltp | mood | 32, 1.50x | -10.0 | {every:,}, 1.50x | -10.0 |" in page
+    (tmp_path / "tables" / "glue-local-32.csv").unlink()
+    alone = measured(tmp_path)
+    assert [one.label for one in alone] == ["mood"] * 2
+    assert "more training rows" not in findings.report(alone, [], [], "command")
+
+
 def test_no_table_is_said(tmp_path):
     with pytest.raises(UserError, match=r"no table of scores in .* run ./reproduce.sh glue"):
         measured(tmp_path)
