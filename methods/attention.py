@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.packing import cumulative, on_device, sequence_index
+from methods.packing import Lengths, on_device
 from methods.scored_attention import attention_with_scores
 
 # How the weights of kept keys add up, m being the keep mask over keys and s the scaled logits:
@@ -206,9 +206,8 @@ def _varlen_attention(
     """As `packed_attention` without scores, by torch's kernel for variable lengths (CUDA, half precision)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    lengths = torch.tensor((query_lengths, key_lengths), dtype=torch.int32).pin_memory()
-    bounds = F.pad(lengths.to(query.device, non_blocking=True).cumsum(1, dtype=torch.int32), (1, 0))
-    context = varlen_attn(query, key, value, bounds[0], bounds[1], max(query_lengths), max(key_lengths))
+    queries, keys = (Lengths.of(lengths, query.device) for lengths in (query_lengths, key_lengths))
+    context = varlen_attn(query, key, value, queries.bounds, keys.bounds, max(queries), max(keys))
     assert isinstance(context, Tensor)  # a pair only where more is asked for
     return context
 
@@ -226,40 +225,25 @@ def padded_attention(
     window: int | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """As `packed_attention`, all sequences together, padded to the longest."""
-    queries, rows = _padding(query_lengths, query.device)
+    queries = Lengths.of(query_lengths, query.device).rectangle
     alike = key_lengths == query_lengths
-    keys, columns = (queries, rows) if alike else _padding(key_lengths, query.device)
-
-    def padded(packed: Tensor, mask: Tensor, where: Tensor) -> Tensor:
-        laid = packed.new_zeros(mask.numel(), *packed.shape[1:]).index_copy(0, where, packed)
-        return laid.unflatten(0, tuple(mask.shape))
-
-    q = padded(query, queries, rows).transpose(1, 2)
-    k, v = (padded(x, keys, columns).transpose(1, 2) for x in (key, value))
-    added = torch.zeros_like(keys, dtype=q.dtype).masked_fill(~keys, -torch.inf)
+    keys = queries if alike else Lengths.of(key_lengths, query.device).rectangle
+    q = queries.lay(query).transpose(1, 2)
+    k, v = (keys.lay(x).transpose(1, 2) for x in (key, value))
+    added = torch.zeros_like(keys.mask, dtype=q.dtype).masked_fill(~keys.mask, -torch.inf)
     if bias is not None:
-        added = added + padded(bias.to(q.dtype), keys, columns)
+        added = added + keys.lay(bias.to(q.dtype))
     added = added[:, None, None, :]
     if places is not None and window is not None:
-        laid = padded(places, keys, columns)
+        laid = keys.lay(places)
         local = _too_far(laid, laid, window, q.dtype)
-        added = added + local.masked_fill(~queries[:, None, :, None], 0.0)  # rows of padding see all: no NaN
+        added = added + local.masked_fill(~queries.mask[:, None, :, None], 0.0)  # rows of padding see all: no NaN
     if not scores:
         output = F.scaled_dot_product_attention(q, k, v, attn_mask=added, dropout_p=dropout)
-        return output.transpose(1, 2).flatten(0, 1).index_select(0, rows), None, None
-    output, *votes = attention_with_scores(q, k, v, added, dropout, voters=queries)
-    received, diagonal = (x.flatten().index_select(0, rows) for x in votes)
-    return output.transpose(1, 2).flatten(0, 1).index_select(0, rows), received, diagonal
-
-
-def _padding(lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mask (sequences, longest) of real tokens, and where each packed row lies in it, flat (total_tokens,)."""
-    longest = max(lengths)
-    starts = on_device(lengths, device)
-    mask = torch.arange(longest, device=device) < starts.unsqueeze(1)
-    index = sequence_index(starts, sum(lengths))
-    places = torch.arange(sum(lengths), device=device) - cumulative(starts)[index] + index * longest
-    return mask, places
+        return queries.take(output.transpose(1, 2)), None, None
+    output, *votes = attention_with_scores(q, k, v, added, dropout, voters=queries.mask)
+    received, diagonal = map(queries.take, votes)
+    return queries.take(output.transpose(1, 2)), received, diagonal
 
 
 @dataclass(frozen=True)

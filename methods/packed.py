@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from methods.attention import AttentionScores, packed_attention
 from methods.backbone import Backbone
-from methods.packing import cumulative, on_device, pad, segment_rank, segment_sum, sequence_index
+from methods.packing import Lengths, cumulative, on_device, pad, segment_rank, segment_sum, sequence_index
 from methods.state import Decision, Extras, Inputs, StateOptions, TokenState
 from methods.trace import Trace
 
@@ -64,6 +64,8 @@ class PackedState(TokenState):
         self._entry = torch.arange(len(flat), device=mask.device)  # row at entry of each row now
         counts = rows.sum(dim=1)
         self._set_counts(counts, counts.tolist())
+        self._scores: AttentionScores | None = None
+        self._scored: Tensor | None = None  # the rows (rows,) long of `_scores` that are left; None, all
         self._keep_states = options.forwards and backbone.reads_tokens
         self._stopped: Tensor | None = None  # (rows at entry, hidden_size): last states of tokens dropped so far
         self._logits: Tensor | None = None  # (batch, num_labels) of sequences that exited
@@ -96,6 +98,17 @@ class PackedState(TokenState):
     def mean(self, values: Tensor) -> Tensor:
         weights = self.real.to(values.dtype)
         return self.sum(values * weights.unsqueeze(-1)) / self.sum(weights).unsqueeze(-1)
+
+    @property
+    def scores(self) -> AttentionScores | None:
+        """Of the rows that are left, looked up when first asked: most layers drop by them and never look again."""
+        if self._scores is not None and self._scored is not None:
+            self._scores, self._scored = self._scores.select(self._scored), None
+        return self._scores
+
+    @scores.setter
+    def scores(self, scores: AttentionScores | None) -> None:
+        self._scores, self._scored = scores, None
 
     @property
     def finished(self) -> bool:
@@ -134,10 +147,11 @@ class PackedState(TokenState):
 
     def attend(self, backbone: Backbone, layer: nn.Module, *, scores: bool) -> None:
         query, key, value = backbone.query_key_value(layer, self.hidden, self._turning(backbone))
-        lengths, bias, window = self._lengths, self._padding_bias(), self._window(backbone, layer)
+        lengths: list[int] = self._lengths
+        bias, window = self._padding_bias(), self._window(backbone, layer)
         if self.extras.segments is not None:
             lengths = self._segment_lengths(self.extras.segments)
-        key_lengths = lengths
+        key_lengths: list[int] = lengths
         if self.extras.summary is not None:
             key, value, bias = self._append_summary(backbone, layer, key, value, bias)
             summary_macs = 2 * backbone.hidden_size**2
@@ -189,7 +203,7 @@ class PackedState(TokenState):
         Args:
             index: the sequence of each row (total_tokens,), if known.
         """
-        self._counts, self._lengths = counts, lengths
+        self._counts, self._lengths = counts, Lengths.of(lengths, counts.device)
         self._index = sequence_index(counts, sum(lengths)) if index is None else index
 
     def _select(self, index: Tensor) -> None:
@@ -200,8 +214,8 @@ class PackedState(TokenState):
             self._layer_input = hidden if untouched else self._layer_input.index_select(0, index)
         self.hidden = hidden
         self._enter(self._entry.index_select(0, index))
-        if self.scores is not None:
-            self.scores = self.scores.select(index)
+        if self._scores is not None:
+            self._scored = index if self._scored is None else self._scored.index_select(0, index)
 
     def _enter(self, entry: Tensor) -> None:
         """Take over the rows at entry (rows,) of the present rows, and forget what was looked up for others."""

@@ -6,8 +6,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,8 +19,66 @@ from torch.nn import functional as F
 
 def on_device(values: Sequence[int], device: torch.device) -> Tensor:
     """What the host knows, as a long tensor; a GPU is not waited for."""
-    held = torch.tensor(values, dtype=torch.long)
+    return _sent(torch.tensor(values, dtype=torch.long), device)
+
+
+def _sent(held: Tensor, device: torch.device) -> Tensor:
     return held.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else held.to(device)
+
+
+class Lengths(list[int]):
+    """Tokens of sequences that lie end to end, as the host knows them, and what their device needs of them, made once.
+
+    Layers that drop nothing share it. Do not change the list.
+    """
+
+    def __init__(self, lengths: Iterable[int], device: torch.device) -> None:
+        super().__init__(lengths)
+        self.device = device
+
+    @staticmethod
+    def of(lengths: list[int], device: torch.device) -> Lengths:
+        """`lengths` itself, if it is one."""
+        return lengths if isinstance(lengths, Lengths) else Lengths(lengths, device)
+
+    @functools.cached_property
+    def bounds(self) -> Tensor:
+        """`cu_seqlens` (batch + 1,) int32."""
+        return _sent(torch.tensor([0, *accumulate(self)], dtype=torch.int32), self.device)
+
+    @functools.cached_property
+    def rectangle(self) -> Rectangle:
+        """The sequences side by side, padded to the longest."""
+        counts = np.array(self, dtype=np.int64)
+        ends = counts.cumsum()
+        starts, grid = (ends - counts)[:, None], np.arange(counts.max())
+        real = grid < counts[:, None]
+        sources = np.where(real, starts + grid, starts)  # on a pad, the sequence's first token: its number is finite
+        numbers = torch.from_numpy(np.concatenate([sources.ravel(), np.flatnonzero(real)]))
+        sent, mask = _sent(numbers, self.device), _sent(torch.from_numpy(real), self.device)
+        return Rectangle(mask, sent[: real.size], sent[real.size :])
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """Where packed rows lie side by side.
+
+    Attributes:
+        mask: (batch, longest) bool, real tokens. sources: (batch * longest,) long, the packed row of each place; on
+            pads, that of some token. places: (total_tokens,) long, the place of each packed row.
+    """
+
+    mask: Tensor
+    sources: Tensor
+    places: Tensor
+
+    def lay(self, packed: Tensor) -> Tensor:
+        """(total_tokens, ...) -> (batch, longest, ...); pads hold copies of tokens."""
+        return packed.index_select(0, self.sources).unflatten(0, tuple(self.mask.shape))
+
+    def take(self, laid: Tensor) -> Tensor:
+        """The inverse of `lay`."""
+        return laid.flatten(0, 1).index_select(0, self.places)
 
 
 def cumulative(lengths: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -29,16 +30,36 @@ class Trace:
         device = attention_mask.device
         self.num_layers = num_layers
         self.input_lengths = attention_mask.sum(dim=1)
-        self.attention_tokens = torch.zeros(batch, num_layers, dtype=torch.long, device=device)
-        self.attention_pairs = torch.zeros_like(self.attention_tokens)
-        self.ffn_tokens = torch.zeros_like(self.attention_tokens)
         self.exit_layers = torch.full((batch,), num_layers - 1, dtype=torch.long, device=device)
         self.exited = torch.zeros(batch, dtype=torch.bool, device=device)
         self.overhead_macs = torch.zeros(batch, dtype=torch.long, device=device)
         self.attention_mask = attention_mask
         self.first_lengths: Tensor | None = None
+        self._attended: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        self._fed: list[tuple[int, Tensor, Tensor]] = []
         # Layers run, each with flat positions b * N + i (packed) or a (B, N) mask (masked).
         self._computed: list[tuple[int, Tensor]] = []
+
+    @property
+    def attention_tokens(self) -> Tensor:
+        """See above; made when asked for, as a forward pass has no use for it."""
+        return self._table((layer, rows, tokens) for layer, rows, tokens, _ in self._attended)
+
+    @property
+    def attention_pairs(self) -> Tensor:
+        """See above."""
+        return self._table((layer, rows, pairs) for layer, rows, _, pairs in self._attended)
+
+    @property
+    def ffn_tokens(self) -> Tensor:
+        """See above."""
+        return self._table(self._fed)
+
+    def _table(self, noted: Iterable[tuple[int, Tensor, Tensor]]) -> Tensor:
+        table = torch.zeros(len(self), self.num_layers, dtype=torch.long, device=self.input_lengths.device)
+        for layer, rows, values in noted:
+            table[:, layer].index_copy_(0, rows, values)
+        return table
 
     def __len__(self) -> int:
         return len(self.input_lengths)
@@ -48,7 +69,12 @@ class Trace:
         if not -len(self) <= row < len(self):
             raise IndexError(f"sequence {row} of a batch of {len(self)}")
         row %= len(self)
-        one = copy.copy(self)
+        one, only = copy.copy(self), torch.zeros(1, dtype=torch.long, device=self.input_lengths.device)
+        attention, pairs, ffn = (
+            t[row].unsqueeze(1) for t in (self.attention_tokens, self.attention_pairs, self.ffn_tokens)
+        )
+        one._attended = [(layer, only, attention[layer], pairs[layer]) for layer in range(self.num_layers)]
+        one._fed = [(layer, only, ffn[layer]) for layer in range(self.num_layers)]
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(one, name, value[row : row + 1])
@@ -57,12 +83,11 @@ class Trace:
 
     def record_attention(self, layer: int, sequences: Tensor, tokens: Tensor, pairs: Tensor) -> None:
         """Note that `sequences` (S,) ran the attention of `layer` with `tokens` (S,) queries and `pairs` (S,)."""
-        for table, values in ((self.attention_tokens, tokens), (self.attention_pairs, pairs)):
-            table[:, layer].index_copy_(0, sequences, values)
+        self._attended.append((layer, sequences, tokens, pairs))
 
     def record_ffn(self, layer: int, sequences: Tensor, tokens: Tensor, computed: Tensor) -> None:
         """Note the feed-forward of `layer`; `computed`: flat positions (T,) long, or a (B, N) bool mask."""
-        self.ffn_tokens[:, layer].index_copy_(0, sequences, tokens)
+        self._fed.append((layer, sequences, tokens))
         self._computed.append((layer, computed))
 
     def record_exit(self, layer: int, sequences: Tensor) -> None:
