@@ -58,9 +58,10 @@ class SuiteTable:
 
     @property
     def title(self) -> str:
-        """Which profile, and whose results."""
-        profile = self.table.name.partition("-")[2]
-        return f"{profile} profile" if profile else self.table.name
+        """Which profile, and which of its sets of runs."""
+        profile, _, suffix = self.table.name.partition("-")[2].partition("-")
+        title = f"{profile} profile" if profile else self.table.name
+        return f"{title}, {suffix.replace('_', ' ')}" if suffix else title
 
 
 def suite_tables(all_results: Sequence[Results], name: str) -> Iterator[SuiteTable]:
@@ -70,7 +71,7 @@ def suite_tables(all_results: Sequence[Results], name: str) -> Iterator[SuiteTab
         UserError: one lacks a column, or has a text where a number belongs.
     """
     for results in all_results:
-        for table in sorted(results.tables.values(), key=lambda table: table.name.endswith("-embedded")):
+        for table in sorted(results.tables.values(), key=lambda table: (table.name.endswith("-embedded"), table.name)):
             if table.name.partition("-")[0] == name and table.rows:
                 yield SuiteTable(results, table, tuple(table.dicts(COLUMNS, numbers=NUMBERS, needed=NEEDED)))
 
