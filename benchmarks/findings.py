@@ -19,6 +19,7 @@ from benchmarks.errors import Parser
 from benchmarks.files import writing
 from benchmarks.plain_trial import Beside, beside
 from benchmarks.strategy import folders
+from benchmarks.sweep import DEVICES
 
 PROGRAM = "python -m benchmarks.findings"
 DASH = "–"  # noqa: RUF001
@@ -110,15 +111,25 @@ def _trials(trials: Sequence[Beside]) -> list[str]:
     if not trials:
         return []
     rows: list[Sequence[str]] = [
-        ("Task", "Seeds", "Dense", "Plain trial", "Difference", "Without those rows", "Its best epoch", "Records"),
-        ("---",) * 8,
+        (
+            "Task",
+            "On",
+            "Seeds",
+            "Dense",
+            "Plain trial",
+            "Difference",
+            "Without those rows",
+            "Its best epoch",
+            "Records",
+        ),
+        ("---",) * 9,
     ]
     for one in trials:
         every = (one.dense, one.last, one.fewer, one.best)
         dense, last, fewer, best = (" ".join(f"{score:.1f}" for score in some) or DASH for some in every)
         difference = one.difference.text if one.difference else DASH
         seeds, records = " ".join(map(str, one.seeds)), " ".join(one.records)
-        rows.append((one.title, seeds, dense, last, difference, fewer, best, records))
+        rows.append((one.title, DEVICES[one.device], seeds, dense, last, difference, fewer, best, records))
     return [
         "The dense model beside a plain trial of the same checkpoint, which it should not fall behind: the library's "
         "own model in a bare loop on all training rows, after its last epoch (`python -m benchmarks.plain_trial`). The "

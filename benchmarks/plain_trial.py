@@ -162,10 +162,11 @@ class Beside:
         dense, last: percent, of each seed; the trials' after their last epoch. best: that of their best epoch, chosen
             on the very texts that are scored. fewer: as `last`, of trials without the rows that choose the dense
             model's epoch; empty unless each seed has one. difference: dense minus last; None where outcomes of texts
-            are unknown. records: all these trials', by hash.
+            are unknown. device: of both, "cpu" or "cuda". records: all these trials', by hash.
     """
 
     title: str
+    device: str
     metric: str
     seeds: tuple[int, ...]
     dense: tuple[float, ...]
@@ -211,6 +212,7 @@ def _beside(comparison: Comparison, trials: Sequence[Record]) -> Beside | None:
         drawn.append(100 * np.mean(known, axis=0) if len(known) == len(some) else None)
     return Beside(
         title=comparison.title,
+        device=mine[0]["config"]["device"],
         metric=metric,
         seeds=tuple(record["config"]["seed"] for record in mine),
         dense=scores[0],

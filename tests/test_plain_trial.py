@@ -101,7 +101,7 @@ def test_the_dense_model_stands_beside_the_trials_of_its_seeds(tmp_path):
     assert found.difference.judged(1.0).decided_sign == -1
     assert found.difference.low < -5.0 < found.difference.high <= 0.0
     page = findings.report([], [], [found], "command")
-    row = ("mood", "42 43", "90.0 100.0", "100.0 100.0", found.difference.text, "50.0 100.0", "100.0 100.0")
+    row = ("mood", "a CPU", "42 43", "90.0 100.0", "100.0 100.0", found.difference.text, "50.0 100.0", "100.0 100.0")
     assert f"| {' | '.join(row)} | {' '.join(found.records)} |" in page
     assert len(set(found.records)) == 4
     assert "lain trial" not in findings.report([], [], [], "command")
