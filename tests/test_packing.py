@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from benchmarks.timing import peak_memory_bytes
 from methods import scored_attention
 from methods.attention import SHORT, packed_attention, padded_attention
-from methods.packing import cumulative, masked_rank, pad, segment_rank, segment_sum, sequence_index, unpad
+from methods.packing import Lengths, cumulative, masked_rank, pad, segment_rank, segment_sum, sequence_index, unpad
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 lengths_lists = st.lists(st.integers(1, 9), min_size=1, max_size=6)
@@ -188,3 +188,15 @@ def test_the_order_of_sequences_only_reorders_the_result(lengths, seed):
     shuffled = packed_attention(*(reorder(x) for x in packed), moved, moved, scores=True)
     for a, b in zip(straight, shuffled, strict=True):
         torch.testing.assert_close(reorder(a), b, **TIGHT)
+
+
+def test_sequences_side_by_side():
+    lengths = Lengths([2, 3, 1], torch.device("cpu"))
+    assert lengths.bounds.tolist() == [0, 2, 5, 6] and lengths.bounds.dtype == torch.int32
+    rectangle, packed = lengths.rectangle, torch.arange(6.0).unsqueeze(1) + torch.tensor([0.0, 10.0])
+    assert rectangle.mask.tolist() == [[True, True, False], [True, True, True], [True, False, False]]
+    laid = rectangle.lay(packed)
+    assert laid.shape == (3, 3, 2) and laid[..., 0].tolist() == [[0, 1, 0], [2, 3, 4], [5, 5, 5]]  # pads: some token
+    assert torch.equal(rectangle.take(laid), packed)
+    assert lengths.rectangle is rectangle and Lengths.of(lengths, lengths.device) is lengths
+    assert Lengths.of([2, 3, 1], lengths.device) == lengths
