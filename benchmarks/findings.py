@@ -110,20 +110,10 @@ def _trials(trials: Sequence[Beside]) -> list[str]:
     """The dense model beside plain trials."""
     if not trials:
         return []
-    rows: list[Sequence[str]] = [
-        (
-            "Task",
-            "On",
-            "Seeds",
-            "Dense",
-            "Plain trial",
-            "Difference",
-            "Without those rows",
-            "Its best epoch",
-            "Records",
-        ),
-        ("---",) * 9,
-    ]
+    header = "Task|On|Seeds|Dense|Plain trial|Difference|Without those rows|Its best epoch|Records".split("|")
+    rows: list[Sequence[str]] = [header, ("---",) * len(header)]
+    known = [one.difference for one in trials if one.difference]
+    beside_zero = sum(not one.low <= 0 <= one.high for one in known)
     for one in trials:
         every = (one.dense, one.last, one.fewer, one.best)
         dense, last, fewer, best = (" ".join(f"{score:.1f}" for score in some) or DASH for some in every)
@@ -137,6 +127,9 @@ def _trials(trials: Sequence[Beside]) -> list[str]:
         "lacks them, too (`--held-out`). Its best epoch is chosen on the very texts that are scored.",
         "",
         *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        f"Zero lies outside {beside_zero} of {len(known)} intervals, and {sum(one.points < 0 for one in known)} of the "
+        "differences are below it.",
         "",
     ]
 
