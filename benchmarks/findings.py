@@ -110,7 +110,17 @@ def _trials(trials: Sequence[Beside]) -> list[str]:
     """The dense model beside plain trials."""
     if not trials:
         return []
-    header = "Task|On|Seeds|Dense|Plain trial|Difference|Without those rows|Its best epoch|Records".split("|")
+    header = [
+        "Task",
+        "On",
+        "Seeds",
+        "Dense",
+        "Plain trial",
+        "Difference",
+        "Without those rows",
+        "Its best epoch",
+        "Records",
+    ]
     rows: list[Sequence[str]] = [header, ("---",) * len(header)]
     known = [one.difference for one in trials if one.difference]
     beside_zero = sum(not one.low <= 0 <= one.high for one in known)
