@@ -88,5 +88,5 @@ def _split_identity(task: Task, split: str, source: DataSource, limit: int | Non
     rows = _rows(task, split, source, limit)
     digest = hashlib.sha256()
     for column in (*task.text_columns, task.label_column):
-        digest.update(json.dumps(list(rows[column]), ensure_ascii=True).encode())
+        digest.update(json.dumps(rows[column][:], ensure_ascii=True).encode())
     return {"rows": len(rows), "sha256": digest.hexdigest()[:16]}

@@ -23,7 +23,7 @@ def check_texts(rows: datasets.Dataset | Mapping[str, list[Any]], task: Task, or
     """Every text is a string with something in it; empty texts of official rows are kept and logged."""
     empty = 0
     for column in task.text_columns:
-        for number, text in enumerate(rows[column], 1):
+        for number, text in enumerate(rows[column][:], 1):
             if not isinstance(text, str):
                 raise UserError(f"{origin}, row {number}: {column!r} must be text, got {text!r}")
             if text.strip():
@@ -40,7 +40,7 @@ def with_class_ids(rows: datasets.Dataset, task: Task, origin: str) -> datasets.
     import datasets
 
     stored = getattr(rows.features[task.label_column], "names", None) or ()
-    labels = list(rows[task.label_column])
+    labels = rows[task.label_column][:]
     ids = {label: _class_id(label, task, stored) for label in set(labels)}
     for number, label in enumerate(labels, 1):
         if ids[label] is None:
@@ -88,7 +88,7 @@ def check_tags(rows: datasets.Dataset, task: Task, origin: str) -> None:
 
 def check_numbers(rows: datasets.Dataset, task: Task, origin: str) -> None:
     """Every label of a regression is a finite number."""
-    for number, label in enumerate(rows[task.label_column], 1):
+    for number, label in enumerate(rows[task.label_column][:], 1):
         if not isinstance(label, int | float) or not math.isfinite(label):
             raise UserError(f"{origin}, row {number}: label {label!r} of {task.name} must be a finite number")
 
