@@ -138,6 +138,7 @@ class _Draws:
     def __init__(self, paths: Mapping[str, Path]) -> None:
         self._paths = paths
         self._records: dict[str, Record] = {}
+        self._drawn: dict[tuple[str, str], NDArray[np.float64] | None] = {}
 
     def record(self, name: str) -> Record:
         if name not in self._paths:
@@ -148,13 +149,16 @@ class _Draws:
 
     def of(self, row: Mapping[str, str]) -> NDArray[np.float64] | None:
         """(draws,) percent, seeds averaged; None unless the outcome of each text is known."""
-        drawn = []
-        for name in row["records"].split():
-            outcomes = outcomes_of(self.record(name), _split(row))
-            if outcomes is None or outcomes.source != PREDICTIONS:
-                return None
-            drawn.append(100 * outcomes.resampled())
-        return np.mean(drawn, axis=0)
+        drawn = [self._of_record(name, _split(row)) for name in row["records"].split()]
+        known = [one for one in drawn if one is not None]
+        return np.mean(known, axis=0) if len(known) == len(drawn) else None
+
+    def _of_record(self, name: str, split: str) -> NDArray[np.float64] | None:
+        if (name, split) not in self._drawn:
+            outcomes = outcomes_of(self.record(name), split)
+            known = outcomes is not None and outcomes.source == PREDICTIONS
+            self._drawn[name, split] = 100 * outcomes.resampled() if outcomes is not None and known else None
+        return self._drawn[name, split]
 
     def scores(self, row: Mapping[str, str]) -> tuple[float, ...]:
         """Percent, of each seed."""
