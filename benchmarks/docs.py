@@ -105,7 +105,8 @@ def _recipe(name: str, root: Path) -> str:
 
 def _results(name: str, root: Path) -> str:
     """Rows of the published tables of this method, without padding, beside dense and random dropping at its cost."""
-    parts = [part for path in sorted((root / "results" / "tables").glob("*-*.csv")) if (part := _measured(path, name))]
+    paths = sorted((root / "results" / "tables").glob("*-*.csv"), key=lambda path: path.stem)
+    parts = [part for path in paths if (part := _measured(path, name))]
     return "\n\n".join(parts) or "No record of this method is published yet."
 
 
