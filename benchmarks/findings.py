@@ -123,7 +123,7 @@ def _trials(trials: Sequence[Beside]) -> list[str]:
     ]
     rows: list[Sequence[str]] = [header, ("---",) * len(header)]
     known = [one.difference for one in trials if one.difference]
-    leaving_zero_out = sum(not one.low <= 0 <= one.high for one in known)
+    away = sum(not one.low <= 0 <= one.high for one in known)
     for one in trials:
         every = (one.dense, one.last, one.fewer, one.best)
         dense, last, fewer, best = (" ".join(f"{score:.1f}" for score in some) or DASH for some in every)
@@ -138,7 +138,7 @@ def _trials(trials: Sequence[Beside]) -> list[str]:
         "",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
-        f"Zero lies outside {leaving_zero_out} of {len(known)} intervals, and {sum(one.points < 0 for one in known)} of the "
+        f"Zero lies outside {away} of {len(known)} intervals, and {sum(one.points < 0 for one in known)} of the "
         "differences are below it.",
         "",
     ]
