@@ -97,7 +97,7 @@ def read_comparisons(results: Path, tasks: Sequence[str] = ()) -> list[Compariso
 
 
 def comparisons_around(results: Path, some: Iterable[tuple[Collection[str], int | None]]) -> list[Comparison]:
-    """The comparable records around each of some: those that have one of its hashes, and their like.
+    """The comparable records around each of some: the set that has most of its hashes.
 
     Args:
         some: hashes of records of a task, and the training rows that its title tells, or None.
@@ -105,12 +105,11 @@ def comparisons_around(results: Path, some: Iterable[tuple[Collection[str], int 
         UserError: no finished records.
     """
     sets = [(task, _in_order(own)) for task, records in _finished(results).items() for own in _sets(records)]
-    return [
-        Comparison(task, own, label="" if rows is None else f"{task_title(task, own[0])} ({rows:,} rows)")
-        for hashes, rows in some
-        for task, own in sets
-        if any(record["config_hash"] in hashes for record in own)
-    ]
+    found = []
+    for hashes, rows in some:
+        task, own = max(sets, key=lambda one: sum(record["config_hash"] in hashes for record in one[1]))
+        found.append(Comparison(task, own, label="" if rows is None else f"{task_title(task, own[0])} ({rows:,} rows)"))
+    return found
 
 
 def _finished(results: Path) -> dict[str, list[Record]]:

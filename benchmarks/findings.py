@@ -206,15 +206,16 @@ def _second_look(found: Sequence[Measured], near: Sequence[AtSpeeds]) -> list[st
 def _more_rows(found: Sequence[Measured]) -> list[str]:
     """Of each method its loss with the fewest and with the most training rows, over the tasks measured with both."""
     runs = [one for one in found if one.rows is not None and one.against_dense is not None]
-    rows = [("Method", "Tasks", "Fewer rows", "Loss", "More rows", "Loss"), ("---",) * 6]
-    for title in dict.fromkeys(one.title for one in runs):
+    rows = [("Model", "Method", "Tasks", "Fewer rows", "Loss", "More rows", "Loss"), ("---",) * 7]
+    for model, title in dict.fromkeys((one.model, one.title) for one in runs):
+        mine = [one for one in runs if (one.model, one.title) == (model, title)]
         pairs = []
-        for task in dict.fromkeys(one.task for one in runs):
-            own = sorted((one for one in runs if (one.title, one.task) == (title, task)), key=lambda one: one.rows or 0)
+        for task in dict.fromkeys(one.task for one in mine):
+            own = sorted((one for one in mine if one.task == task), key=lambda one: one.rows or 0)
             pairs += [(own[0], own[-1])] if len(own) > 1 else []
         if pairs:
             few, many = (_mean_loss(side) for side in zip(*pairs, strict=True))
-            rows.append((title, ", ".join(one.task for one, _ in pairs), *few, *many))
+            rows.append((model, title, ", ".join(one.task for one, _ in pairs), *few, *many))
     if len(rows) == 2:
         return []
     note = (

@@ -281,7 +281,7 @@ def test_where_two_tables_have_a_task_its_rows_tell_them_apart(tmp_path):
     assert [one.title for one in like] == [f"mood ({every:,} rows)", "mood (32 rows)"]
     assert [one.records[0]["config"]["max_train_samples"] for one in like] == [None, 32]
     page = findings.report(found, at_speeds(like), [], "command")
-    assert f"| ltp | mood | 32, 1.50x | -10.0 | {every:,}, 1.50x | -10.0 |" in page
+    assert f"| tiny | ltp | mood | 32, 1.50x | -10.0 | {every:,}, 1.50x | -10.0 |" in page
     (tmp_path / "tables" / "glue-local-32.csv").unlink()
     alone = measured(tmp_path)
     assert [one.label for one in alone] == ["mood"] * 2

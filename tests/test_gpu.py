@@ -69,5 +69,6 @@ def test_a_layer_waits_for_the_device_once_at_most(name):
                 reducer(**batch)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
+    # Not the mode's own first warning, which only says that it is a prototype.
     waits = [str(warning.message) for warning in caught if "called a synchronizing" in str(warning.message)]
     assert len(waits) <= reducer.backbone.num_layers + 4, waits
