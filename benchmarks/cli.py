@@ -106,10 +106,15 @@ def parser(suite: Suite) -> argparse.ArgumentParser:
         "--dense-epochs",
         type=int,
         metavar="N",
-        help="train the dense model N epochs; with this flag, the one before or the one after, the best on held-out "
-        "training rows is kept, which no method is trained on either; default: the recipe's, the last one kept",
+        help="train the dense model N epochs; default: the recipe's",
     )
     add("--dense-learning-rate", type=float, metavar="R", help="of the dense model; default: the recipe's")
+    add(
+        "--dense-keep",
+        choices=("best", "last"),
+        help="which epoch of the dense model: the best on held-out training rows, which no method is trained on "
+        "either (default with one of the three flags before), or the last, and nothing is held out (default without)",
+    )
     add("--max-eval-samples", type=int, metavar="N", help=f"score on N random rows per task; embedded: {defaults[1]}")
     add(
         "--max-length",
@@ -205,9 +210,9 @@ def _dense_training(arguments: argparse.Namespace) -> DenseTraining | None:
             f"--dense-train-samples {samples} is less than --max-train-samples {arguments.max_train_samples}; methods "
             "train on rows that the dense model has seen"
         )
-    if samples is None and epochs is None and rate is None:
+    if samples is None and epochs is None and rate is None and arguments.dense_keep != "best":
         return None
-    return DenseTraining(samples=samples, epochs=epochs, learning_rate=rate)
+    return DenseTraining(samples=samples, epochs=epochs, learning_rate=rate, keep=arguments.dense_keep or "best")
 
 
 def check_from_records(arguments: argparse.Namespace) -> None:

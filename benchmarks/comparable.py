@@ -172,8 +172,9 @@ def own_settings(records: Iterable[Record]) -> list[Record]:
 
 def _is_start(config: Mapping[str, Any]) -> bool:
     """Whether a dense run holds rows out for others' sake, not for its own: a threshold on spans, the best epoch."""
-    extra = config["extra"]
-    return config["method"] == "dense" and extra["held_out"] and "stride" not in extra and not DenseTraining.of(extra)
+    extra, dense = config["extra"], DenseTraining.of(config["extra"])
+    own = "stride" in extra or (dense is not None and dense.holds_out)
+    return config["method"] == "dense" and extra["held_out"] and not own
 
 
 def _setting(record: Record) -> str:

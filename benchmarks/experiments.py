@@ -26,32 +26,39 @@ KIND, TURNED_KIND = "finetune", "evaluate"
 class DenseTraining:
     """A dense model trained on more rows, longer or at another rate than the methods that start from it.
 
-    Of its epochs the best on held-out training rows is kept; every run of the command holds the same ones out.
-
     Attributes:
-        samples: random training rows, the held-out ones among them; None: as many as the methods have.
+        samples: random training rows, held-out ones among them; None: as many as the methods have.
         epochs: passes over them; None: the recipe's.
         learning_rate: the highest of its schedule; None: the recipe's.
+        keep: which of its epochs: the "best" on held-out training rows, the same ones in every run of the command, or
+            the "last", where only a method that searches holds rows out, and starts from a dense model without them.
     """
 
     samples: int | None = None
     epochs: int | None = None
     learning_rate: float | None = None
+    keep: str = "best"
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether every run leaves out the rows that choose its epoch."""
+        return self.keep == "best"
 
     def stages(self, stages: Iterable[Stage]) -> list[Stage]:
         """A recipe in which the dense model is trained so."""
         return [self._stage(stage) if stage.name == FINE_TUNE else stage for stage in stages]
 
     def _stage(self, stage: Stage) -> Stage:
-        changes: dict[str, object] = {"select": "best"} | ({"epochs": self.epochs} if self.epochs else {})
+        changes: dict[str, object] = {"select": self.keep} | ({"epochs": self.epochs} if self.epochs else {})
         if self.learning_rate is not None:
             changes["groups"] = tuple(replace(group, learning_rate=self.learning_rate) for group in stage.groups)
         return stage.but(**changes)
 
-    def described(self) -> dict[str, float | None]:
+    def described(self) -> dict[str, float | str | None]:
         """For the configuration of runs."""
         rate = {} if self.learning_rate is None else {"dense_learning_rate": self.learning_rate}
-        return {"dense_train_samples": self.samples, "dense_epochs": self.epochs, **rate}
+        kept = {} if self.keep == "best" else {"dense_keep": self.keep}
+        return {"dense_train_samples": self.samples, "dense_epochs": self.epochs, **rate, **kept}
 
     @classmethod
     def of(cls, extra: Mapping[str, Any]) -> DenseTraining | None:
@@ -62,6 +69,7 @@ class DenseTraining:
             samples=extra["dense_train_samples"],
             epochs=extra["dense_epochs"],
             learning_rate=extra.get("dense_learning_rate"),
+            keep=extra.get("dense_keep", "best"),
         )
 
 
@@ -175,7 +183,7 @@ def plan(
     """An experiment with the recipe's options (overridden by `options`) and stages.
 
     `held_out` keeps rows from training even if no stage needs them; span tasks always choose a threshold on them, and
-    a dense model of its own training its epoch.
+    a dense model of its own training its epoch, unless its last is kept.
     """
     cls = methods.lookup(method)
     chosen = cls.task_options(task, setting.recipe) | dict(options or {})
@@ -192,7 +200,7 @@ def plan(
         stages=recipe,
         held_out=held_out
         or task.kind == "span_qa"
-        or setting.dense is not None
+        or (setting.dense is not None and setting.dense.holds_out)
         or any(stage.holds_out for stage in recipe),
     )
 

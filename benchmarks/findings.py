@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import geometric_mean, mean
@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.claims import judged
 from benchmarks.cli import run_command
 from benchmarks.comparable import Comparison, comparisons_around
-from benchmarks.compared import FAMILY_LEVEL, Measured, measured
+from benchmarks.compared import FAMILY_LEVEL, Difference, Measured, measured
 from benchmarks.console import add_json_flag, answer, open_console
 from benchmarks.equal_speed import NEAR, SPEEDS, AtSpeeds, Operating, at_speeds
 from benchmarks.errors import Parser
@@ -118,28 +118,43 @@ def _trials(trials: Sequence[Beside]) -> list[str]:
         "Plain trial",
         "Difference",
         "Without those rows",
+        "Dense, all rows",
+        "Difference",
         "Its best epoch",
         "Records",
     ]
     rows: list[Sequence[str]] = [header, ("---",) * len(header)]
-    known = [one.difference for one in trials if one.difference]
-    away = sum(not one.low <= 0 <= one.high for one in known)
     for one in trials:
-        every = (one.dense, one.last, one.fewer, one.best)
-        dense, last, fewer, best = (" ".join(f"{score:.1f}" for score in some) or DASH for some in every)
-        difference = one.difference.text if one.difference else DASH
+        every = (one.dense, one.last, one.fewer, one.whole, one.best)
+        dense, last, fewer, whole, best = (" ".join(f"{score:.1f}" for score in some) or DASH for some in every)
+        differences = (one.difference, one.whole_difference)
+        difference, of_whole = (some.text if some else DASH for some in differences)
         seeds, records = " ".join(map(str, one.seeds)), " ".join(one.records)
-        rows.append((one.title, DEVICES[one.device], seeds, dense, last, difference, fewer, best, records))
+        scores = (dense, last, difference, fewer, whole, of_whole, best)
+        rows.append((one.title, DEVICES[one.device], seeds, *scores, records))
     return [
         "The dense model beside a plain trial of the same checkpoint, which it should not fall behind: the library's "
         "own model in a bare loop on all training rows, after its last epoch (`python -m benchmarks.plain_trial`). The "
         "dense model lacks those rows that choose its epoch, a tenth at most; *without those rows* is the trial that "
-        "lacks them, too (`--held-out`). Its best epoch is chosen on the very texts that are scored.",
+        "lacks them, too (`--held-out`), and *dense, all rows* the dense model that has them, and keeps its last epoch "
+        "(`--dense-keep last`). The best epoch is the trial's, chosen on the very texts that are scored.",
         "",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
-        f"Zero lies outside {away} of {len(known)} intervals, and {sum(one.points < 0 for one in known)} of the "
-        "differences are below it.",
+        *_signs("Dense", [one.difference for one in trials]),
+        *_signs("Dense on all rows", [one.whole_difference for one in trials]),
+    ]
+
+
+def _signs(what: str, differences: Iterable[Difference | None]) -> list[str]:
+    """How many of the differences to the trials are decided, and how many are below zero."""
+    known = [one for one in differences if one]
+    if not known:
+        return []
+    away = sum(not one.low <= 0 <= one.high for one in known)
+    below = sum(one.points < 0 for one in known)
+    return [
+        f"{what}: zero lies outside {away} of {len(known)} intervals, and {below} of the differences are below it.",
         "",
     ]
 

@@ -144,8 +144,12 @@ def frame_of(records: Iterable[Record]) -> pd.DataFrame:
 
 def read(root: Path) -> list[Record]:
     """The finished trials below a folder of results, by task and seed."""
+    return _finished(root, f"{KIND}/*/*.json")
+
+
+def _finished(root: Path, pattern: str) -> list[Record]:
     found = []
-    for path in (root / "runs" / KIND).glob("*/*.json"):
+    for path in (root / "runs").glob(pattern):
         try:
             found.append(read_record(path))
         except CorruptRecord:
@@ -161,8 +165,10 @@ class Beside:
     Attributes:
         dense, last: percent, of each seed; the trials' after their last epoch. best: that of their best epoch, chosen
             on the very texts that are scored. fewer: as `last`, of trials without the rows that choose the dense
-            model's epoch; empty unless each seed has one. difference: dense minus last; None where outcomes of texts
-            are unknown. device: of both, "cpu" or "cuda". records: all these trials', by hash.
+            model's epoch. whole: of dense models of all rows and as many epochs, the last one kept. Each of these two
+            is empty unless every seed has one. difference, whole_difference: dense or whole minus last; None where
+            outcomes of texts are unknown. device: of both, "cpu" or "cuda". records: of the trials and of `whole`, by
+            hash.
     """
 
     title: str
@@ -173,7 +179,9 @@ class Beside:
     last: tuple[float, ...]
     best: tuple[float, ...]
     fewer: tuple[float, ...]
+    whole: tuple[float, ...]
     difference: Difference | None
+    whole_difference: Difference | None
     records: tuple[str, ...]
 
 
@@ -182,46 +190,72 @@ def beside(source: Path, comparisons: Iterable[Comparison]) -> list[Beside]:
 
     Trials of another length, or on N rows, are left out.
     """
+    from benchmarks.experiments import KIND as TRAINED
+
     trials = [record for record in read(source) if _is_usual(record["config"])]
-    return [one for comparison in comparisons if (one := _beside(comparison, trials)) is not None]
+    whole = [record for record in _finished(source, f"{TRAINED}/*/dense-*.json") if not _held_out(record)]
+    return [one for comparison in comparisons if (one := _beside(comparison, trials, whole)) is not None]
 
 
-def _beside(comparison: Comparison, trials: Sequence[Record]) -> Beside | None:
+def _beside(comparison: Comparison, trials: Sequence[Record], whole: Sequence[Record]) -> Beside | None:
+    from benchmarks.comparable import own_settings
+    from benchmarks.experiments import DenseTraining
+
+    dense = {r["config"]["seed"]: r for r in own_settings(comparison.records) if r["config"]["method"] == "dense"}
+    training = {seed: DenseTraining.of(record["config"]["extra"]) for seed, record in dense.items()}
+
+    def like_dense(some: Iterable[Record]) -> dict[int, Record]:
+        own = [r for r in some if r["config"]["task"] == comparison.task and r["config"]["seed"] in dense]
+        return {r["config"]["seed"]: r for r in own if _conditions(r) == _conditions(dense[r["config"]["seed"]])}
+
+    def keeps_last(record: Record) -> bool:
+        own, other = DenseTraining.of(record["config"]["extra"]), training.get(record["config"]["seed"])
+        return own is not None and other is not None and own == replace(other, keep="last")
+
+    mine = like_dense(record for record in trials if not _held_out(record))
+    without = like_dense(record for record in trials if _held_out(record))
+    last_kept = like_dense(record for record in whole if keeps_last(record))
+    if not mine:
+        return None
+    split = next(iter(next(iter(mine.values()))["metrics"]["splits"]))
+    usual = list(mine.values())
+    ours = [dense[seed] for seed in mine]
+    fewer, kept = ([some[seed] for seed in mine] if mine.keys() <= some.keys() else [] for some in (without, last_kept))
+    return Beside(
+        title=comparison.title,
+        device=usual[0]["config"]["device"],
+        metric=comparison.metric,
+        seeds=tuple(mine),
+        dense=_scores(ours),
+        last=_scores(usual),
+        best=tuple(max(100 * epoch[split][comparison.metric] for epoch in r["metrics"]["epochs"]) for r in usual),
+        fewer=_scores(fewer),
+        whole=_scores(kept),
+        difference=_difference(ours, usual),
+        whole_difference=_difference(kept, usual) if kept else None,
+        records=tuple(record["config_hash"] for record in (*usual, *fewer, *kept)),
+    )
+
+
+def _scores(records: Iterable[Record]) -> tuple[float, ...]:
+    return tuple(100 * record["metrics"]["score"] for record in records)
+
+
+def _difference(ours: Sequence[Record], theirs: Sequence[Record]) -> Difference | None:
+    """Of the means over seeds, resampled text by text; None where outcomes of texts are unknown."""
     import numpy as np
 
-    from benchmarks.comparable import own_settings
     from benchmarks.compared import paired
     from benchmarks.outcomes import PREDICTIONS, outcomes_of
 
-    dense = {r["config"]["seed"]: r for r in own_settings(comparison.records) if r["config"]["method"] == "dense"}
-    mine = [r for r in trials if r["config"]["task"] == comparison.task and r["config"]["seed"] in dense]
-    mine = [r for r in mine if _conditions(r) == _conditions(dense[r["config"]["seed"]])]
-    without = {r["config"]["seed"]: r for r in mine if _held_out(r)}
-    mine = [r for r in mine if not _held_out(r)]
-    if not mine:
-        return None
-    fewer = [without[r["config"]["seed"]] for r in mine if r["config"]["seed"] in without]
-    fewer = fewer if len(fewer) == len(mine) else []
-    metric, split = comparison.metric, next(iter(mine[0]["metrics"]["splits"]))
-    ours = [dense[record["config"]["seed"]] for record in mine]
-    scores = [tuple(100 * record["metrics"]["score"] for record in some) for some in (ours, mine)]
     drawn = []
-    for some in (ours, mine):
+    for some in (ours, theirs):
         outcomes = [outcomes_of(record) for record in some]
         known = [one.resampled() for one in outcomes if one is not None and one.source == PREDICTIONS]
-        drawn.append(100 * np.mean(known, axis=0) if len(known) == len(some) else None)
-    return Beside(
-        title=comparison.title,
-        device=mine[0]["config"]["device"],
-        metric=metric,
-        seeds=tuple(record["config"]["seed"] for record in mine),
-        dense=scores[0],
-        last=scores[1],
-        best=tuple(max(100 * epoch[split][metric] for epoch in record["metrics"]["epochs"]) for record in mine),
-        fewer=tuple(100 * record["metrics"]["score"] for record in fewer),
-        difference=None if drawn[0] is None or drawn[1] is None else paired(scores[0], scores[1], drawn[0] - drawn[1]),
-        records=tuple(record["config_hash"] for record in (*mine, *fewer)),
-    )
+        if len(known) < len(some):
+            return None
+        drawn.append(100 * np.mean(known, axis=0))
+    return paired(_scores(ours), _scores(theirs), drawn[0] - drawn[1])
 
 
 def _is_usual(config: Mapping[str, Any]) -> bool:

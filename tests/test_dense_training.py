@@ -116,3 +116,26 @@ def test_a_learning_rate_of_its_own_is_the_dense_model_s_alone(arguments, runs):
     extra = faster["dense"].config().extra
     assert DenseTraining.of(extra) == DenseTraining(samples=DENSE_ROWS, epochs=EPOCHS, learning_rate=3e-4)
     assert is_current(faster["ltp"].config().as_dict())
+
+
+def test_where_the_last_epoch_is_kept_only_a_search_holds_rows_out(arguments, runs):
+    session = open_session(parser(glue.SUITE).parse_args([*arguments, "--dense-keep", "last"]), glue.SUITE)
+    last = {experiment.method: experiment for experiment in planned(session)}
+    assert {name: one.held_out for name, one in last.items()} == {
+        "dense": False, "transkimmer": False, "ltp": False, "deebert": False, "lat": True
+    }  # fmt: skip
+    seen, held_out = training_features(last["dense"])
+    assert (len(seen), len(held_out)) == (DENSE_ROWS, 0)
+    assert [(stage.epochs, stage.select) for stage in last["dense"].stages] == [(EPOCHS, "last")]
+    for name in METHODS:
+        rows = counted(training_features(last[name])[0])
+        (start,) = {start.config().hash: start for start in starting_points(last[name])}.values()
+        assert rows <= counted(training_features(start)[0]), name
+        assert (start.config().hash == last["dense"].config().hash) == (name != "lat"), name
+    assert training_features(last["lat"])[1] == training_features(runs["lat"])[1]
+    extra = last["dense"].config().extra
+    assert DenseTraining.of(extra) == DenseTraining(samples=DENSE_ROWS, epochs=EPOCHS, keep="last")
+    assert "dense_keep" not in runs["dense"].config().extra
+    trained = [last["dense"], last["ltp"], *starting_points(last["lat"])[:1]]
+    records = [{"kind": "finetune", "config": one.config().as_dict(), "started_at": ""} for one in trained]
+    assert own_settings(records) == records[:2] and all(is_current(record["config"]) for record in records)

@@ -13,6 +13,8 @@ from benchmarks.cli import run_command
 from benchmarks.comparable import read_comparisons
 from benchmarks.experiment_data import training_features
 from benchmarks.experiments import DenseTraining
+from benchmarks.tasks import get_task
+from methods import lookup
 from tests.small_world import write_model, write_sentences
 from tests.written_records import write_record
 
@@ -77,9 +79,20 @@ def test_held_out_are_the_rows_by_which_the_dense_model_is_chosen(world, tmp_pat
 def test_the_dense_model_stands_beside_the_trials_of_its_seeds(tmp_path):
     """Of 40 texts the dense model gets 4 less with one seed, and as many with the other; a third has no trial."""
     labels = "01" * 20
+    of = {"max_eval_samples": None, "held_out": True, "dense_train_samples": None, "dense_epochs": 3}
+    write_record(tmp_path, "ltp", extra=of)  # makes its comparison the larger one
+    recipe = lookup("dense").recipe_stages(get_task("mrpc"), "short")
+    best = DenseTraining.of(of).stages(recipe)
     for seed, wrong in ((42, 4), (43, 0), (44, 8)):
         texts = {"labels": labels, "predicted": labels[: 40 - wrong] + "10" * (wrong // 2)}
-        write_record(tmp_path, "dense", speedup=1.0, score=1 - wrong / 40, texts=texts, seed=seed)
+        write_record(
+            tmp_path, "dense", speedup=1.0, score=1 - wrong / 40, texts=texts, seed=seed, extra=of, stages=best
+        )
+        perfect = {"score": 1.0, "texts": {"labels": labels, "predicted": labels}}
+        for other in ({}, {"dense_epochs": 4}, {"held_out": True}):
+            extra = of | {"held_out": False, "dense_keep": "last"} | other
+            stages = DenseTraining.of(extra).stages(recipe)
+            write_record(tmp_path, "dense", seed=seed, extra=extra, stages=stages, **perfect if not other else {})
     for seed, epochs in ((42, (0.5, 1.0)), (43, (1.0, 1.0))):
         perfect = {"scores": {"accuracy": 1.0}, "texts": {"labels": labels, "predicted": labels}}
         metrics = {"splits": {"validation": perfect}, "training_rows": 96, "title": "mood"}
@@ -101,8 +114,10 @@ def test_the_dense_model_stands_beside_the_trials_of_its_seeds(tmp_path):
     assert found.difference.judged(1.0).decided_sign == -1
     assert found.difference.low < -5.0 < found.difference.high <= 0.0
     page = findings.report([], [], [found], "command")
+    assert found.whole == (100.0, 100.0) and found.whole_difference.by_seed == (0.0, 0.0)
     row = ("mood", "a CPU", "42 43", "90.0 100.0", "100.0 100.0", found.difference.text, "50.0 100.0", "100.0 100.0")
+    row = (*row, found.whole_difference.text, "100.0 100.0")
     assert f"| {' | '.join(row)} | {' '.join(found.records)} |" in page
-    assert len(set(found.records)) == 4
+    assert len(set(found.records)) == 6
     assert "lain trial" not in findings.report([], [], [], "command")
     assert plain_trial.beside(tmp_path / "nothing", read_comparisons(tmp_path)) == []
