@@ -21,7 +21,22 @@ HOLDS, FAILS, OPEN = "holds here", "does not hold here", "not decided here"
 ABSENT, UNDECIDABLE = "not measured here", "not decidable here"
 
 
-Judge = Callable[[Sequence[Measured]], tuple[str, list[str]]]  # all that was measured -> verdict and evidence
+@dataclass(frozen=True)
+class Answer:
+    """What the records say of a claim.
+
+    Attributes:
+        summary: why, in a line. table: the evidence; its header first.
+    """
+
+    verdict: str
+    summary: str = ""
+    table: tuple[tuple[str, ...], ...] = ()
+
+
+Judge = Callable[[Sequence[Measured]], Answer]  # of all that was measured
+NOTHING = Answer(ABSENT, "no record of it")
+DASH = "–"  # noqa: RUF001
 
 
 @dataclass(frozen=True)
@@ -41,21 +56,36 @@ def _of(found: Iterable[Measured], *names: str) -> list[Measured]:
     return [one for one in found if one.method in names]
 
 
-def _said(one: Measured) -> str:
-    """One method on one task, in words."""
-    text = f"{one.label}: {one.title} {one.score:.1f} at {one.speedup:.2f}x"
-    return text + (f", {one.against_dense.text} against dense" if one.against_dense else "")
+def _place(one: Measured, some: Iterable[Measured]) -> str:
+    """The task, and where `some` have several encoders, that."""
+    return one.label if len({other.model for other in some}) == 1 else f"{one.label}, {one.model}"
 
 
-def small_loss(found: Sequence[Measured]) -> tuple[str, list[str]]:
+def _against_dense(some: Sequence[Measured]) -> tuple[tuple[str, ...], ...]:
+    """A table of one method, task by task, against the dense model."""
+    losses = (one.against_dense.text if one.against_dense else DASH for one in some)
+    rows = [
+        (_place(one, some), f"{one.score:.1f}", f"{one.speedup:.2f}x", loss)
+        for one, loss in zip(some, losses, strict=True)
+    ]
+    return ("Task", "Score", "Speed-up", "Against dense"), *rows
+
+
+def _named(labels: Iterable[str]) -> str:
+    return ", ".join(labels) or "none"
+
+
+def small_loss(found: Sequence[Measured]) -> Answer:
     """Holds where the interval of the loss ends below `LOSS` on every task; fails where it begins above on one."""
-    mine = [one for one in _of(found, "transkimmer") if one.against_dense]
+    mine = [(one, one.against_dense) for one in _of(found, "transkimmer") if one.against_dense]
     if not mine:
-        return ABSENT, []
-    losses = [one.against_dense for one in mine if one.against_dense]
-    if any(loss.high < -LOSS for loss in losses):
-        return FAILS, [_said(one) for one in mine]
-    return HOLDS if all(loss.low > -LOSS for loss in losses) else OPEN, [_said(one) for one in mine]
+        return NOTHING
+    every = [one for one, _ in mine]
+    more = [_place(one, every) for one, loss in mine if loss.high < -LOSS]
+    less = [_place(one, every) for one, loss in mine if loss.low > -LOSS]
+    verdict = FAILS if more else HOLDS if len(less) == len(mine) else OPEN
+    summary = f"the loss's interval lies above {LOSS:g} point on {_named(more)}, below it on {_named(less)}"
+    return Answer(verdict, summary, _against_dense(every))
 
 
 def free_on_mrpc(near: Sequence[AtSpeeds] = ()) -> Judge:
@@ -65,34 +95,42 @@ def free_on_mrpc(near: Sequence[AtSpeeds] = ()) -> Judge:
     setting, that counts which is nearest to `FREE`, where one was measured.
     """
 
-    def judge(found: Sequence[Measured]) -> tuple[str, list[str]]:
-        own = [one for one in _of(found, "transkimmer") if one.task.startswith("MRPC") and one.against_dense]
-        tried = [(one.speedup, one.against_dense, _said(one)) for one in own]
+    def judge(found: Sequence[Measured]) -> Answer:
+        own = [one for one in _of(found, "transkimmer") if one.task.startswith("MRPC")]
+        tried = [(one.label, one.score, one.speedup, one.against_dense) for one in own if one.against_dense]
         for one in near:
             setting = one.settings[SPEEDS.index(FREE)]
             if one.method == "transkimmer" and one.task.startswith("MRPC") and setting and setting.loss:
-                said = f"{one.task}: {one.title} {setting.score:.1f} at {setting.speedup:.2f}x ({setting.setting})"
-                tried.append((setting.speedup, setting.loss, f"{said}, {setting.loss.text} against dense"))
+                label = f"{one.task}, {setting.setting}"
+                tried += (
+                    [(label, setting.score, setting.speedup, setting.loss)] if setting.setting != OWN_SETTING else []
+                )
         if not tried:
-            return ABSENT, []
-        losses = [(speedup, loss) for speedup, loss, _ in tried if loss]
-        good = [speedup for speedup, loss in losses if speedup >= FREE / ABOUT and loss.low > -LOSS]
-        about = [loss for speedup, loss in losses if FREE / ABOUT <= speedup <= FREE * ABOUT]
-        slow = all(speedup < FREE / ABOUT for speedup, _ in losses)
+            return NOTHING
+        good = [speedup for *_, speedup, loss in tried if speedup >= FREE / ABOUT and loss.low > -LOSS]
+        about = [loss for *_, speedup, loss in tried if FREE / ABOUT <= speedup <= FREE * ABOUT]
+        slow = all(speedup < FREE / ABOUT for *_, speedup, _ in tried)
         bad = any(loss.high < -LOSS for loss in about)
-        return (HOLDS if good else FAILS if bad or slow else OPEN), list(dict.fromkeys(said for *_, said in tried))
+        _, _, speedup, loss = min(tried, key=lambda one: abs(one[2] - FREE))
+        rows = [(label, f"{score:.1f}", f"{speedup:.2f}x", loss.text) for label, score, speedup, loss in tried]
+        return Answer(
+            HOLDS if good else FAILS if bad or slow else OPEN,
+            f"nearest to {FREE:g}x: {loss.short} at {speedup:.2f}x",
+            (("Task", "Score", "Speed-up", "Against dense"), *rows),
+        )
 
     return judge
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Transkimmer against another method on a task, and the speed-ups of both."""
+    """Transkimmer against another method on a task, at which speed-up, and the speed-ups of both."""
 
     difference: Difference
     own_speedup: float
     speedup: float
-    said: str
+    where: str
+    rival: str
 
     @property
     def ahead(self) -> bool:
@@ -112,30 +150,42 @@ def better_than(*rivals: str, near: Sequence[AtSpeeds] = ()) -> Judge:
     speed in more pairs than it is better in. Certain is what is left after Holm's correction over all these pairs.
     """
 
-    def judge(found: Sequence[Measured]) -> tuple[str, list[str]]:
+    def judge(found: Sequence[Measured]) -> Answer:
         pairs = [*_own_pairs(found, rivals), *_near_pairs(near, rivals)]
         if not pairs:
-            return ABSENT, []
+            return NOTHING
         limit = holm([pair.difference.p for pair in pairs])
         pairs = [replace(pair, difference=pair.difference.judged(limit)) for pair in pairs]
         ahead, behind = sum(pair.ahead for pair in pairs), sum(pair.behind for pair in pairs)
-        note = (
+        return Answer(
+            HOLDS if ahead == len(pairs) else FAILS if behind > ahead else OPEN,
             f"certainly better at no lower speed in {ahead} of {len(pairs)} comparisons, certainly worse at no higher "
-            f"speed in {behind} (* marks what is certain: by Holm's correction over these comparisons, with every seed)"
+            f"speed in {behind}",
+            _matrix(pairs),
         )
-        verdict = HOLDS if ahead == len(pairs) else FAILS if behind > ahead else OPEN
-        at = (f"at {pair.own_speedup:.2f}x against {pair.speedup:.2f}x" for pair in pairs)
-        return verdict, [note, *(f"{p.said}: {p.difference.text} {a}" for p, a in zip(pairs, at, strict=True))]
 
     return judge
+
+
+def _matrix(pairs: Sequence[_Pair]) -> tuple[tuple[str, ...], ...]:
+    """Transkimmer minus each rival: a row for each of its settings on a task, a column for each rival."""
+    rivals = list(dict.fromkeys(pair.rival for pair in pairs))
+    rows = []
+    for where, speedup in dict.fromkeys((pair.where, pair.own_speedup) for pair in pairs):
+        mine = {pair.rival: pair for pair in pairs if (pair.where, pair.own_speedup) == (where, speedup)}
+        cells = (f"{mine[r].difference.short} at {mine[r].speedup:.2f}x" if r in mine else DASH for r in rivals)
+        rows.append((where, f"{speedup:.2f}x", *cells))
+    return ("Task", "Transkimmer at", *rivals), *rows
 
 
 def _own_pairs(found: Sequence[Measured], rivals: Sequence[str]) -> Iterator[_Pair]:
     for own in _of(found, "transkimmer"):
         for other in _of(found, *rivals):
-            if (other.table, other.task) == (own.table, own.task) and own.drawn is not None and other.drawn is not None:
+            if (other.table, other.model, other.task) != (own.table, own.model, own.task):
+                continue
+            if own.drawn is not None and other.drawn is not None:
                 difference = paired(own.scores, other.scores, own.drawn - other.drawn)
-                yield _Pair(difference, own.speedup, other.speedup, f"{own.label}, {other.title}")
+                yield _Pair(difference, own.speedup, other.speedup, _place(own, found), other.title)
 
 
 def _near_pairs(near: Sequence[AtSpeeds], rivals: Sequence[str]) -> Iterator[_Pair]:
@@ -149,73 +199,94 @@ def _near_pairs(near: Sequence[AtSpeeds], rivals: Sequence[str]) -> Iterator[_Pa
                     continue
                 if mine and theirs and mine.drawn is not None and theirs.drawn is not None:
                     difference = paired(mine.scores, theirs.scores, mine.drawn - theirs.drawn)
-                    said = f"about {speed:g}x, {own.task}, {other.title}"
-                    yield _Pair(difference, mine.speedup, theirs.speedup, said)
+                    where = f"{own.task}, about {speed:g}x"
+                    yield _Pair(difference, mine.speedup, theirs.speedup, where, other.title)
 
 
-def beats_random(found: Sequence[Measured]) -> tuple[str, list[str]]:
+SIGNS = {1: "above", 0: "·", -1: "below"}
+
+
+def beats_random(found: Sequence[Measured]) -> Answer:
     """Which methods are certainly above a twin that drops at random at the same cost per layer."""
-    judged = [one for one in found if one.against_random]
-    if not judged:
-        return ABSENT, []
-    above = [one for one in judged if one.against_random and one.against_random.decided_sign > 0]
-    below = [one for one in judged if one.against_random and one.against_random.decided_sign < 0]
-    lines = [f"above: {_names(above)}", f"below: {_names(below)}"]
-    lines.append(f"not decided: {_names([one for one in judged if one not in above and one not in below])}")
-    return (HOLDS if len(above) == len(judged) else OPEN if not below else FAILS), lines
+    signs = {(one.title, _place(one, found)): one.against_random.decided_sign for one in found if one.against_random}
+    if not signs:
+        return NOTHING
+    above, below = (sum(sign == which for sign in signs.values()) for which in (1, -1))
+    titles, labels = (list(dict.fromkeys(names)) for names in zip(*signs, strict=True))
+    rows = [
+        (label, *(SIGNS[signs[title, label]] if (title, label) in signs else DASH for title in titles))
+        for label in labels
+    ]
+    return Answer(
+        HOLDS if above == len(signs) else OPEN if not below else FAILS,
+        f"certainly above in {above} of {len(signs)} comparisons, certainly below in {below}",
+        (("Task", *titles), *rows),
+    )
 
 
-def _names(some: Sequence[Measured]) -> str:
-    return ", ".join(f"{one.title} ({one.label})" for one in some) or "none"
-
-
-def layers_differ(found: Sequence[Measured]) -> tuple[str, list[str]]:
+def layers_differ(found: Sequence[Measured]) -> Answer:
     """Shares of tokens per layer that Transkimmer computes, task by task; the claim is about their differing at all."""
     mine = _of(found, "transkimmer")
     if len(mine) < 2:
-        return ABSENT, []
-    lines = [f"{one.label}: {', '.join(f'{100 * share:.0f}' for share in one.shares)} % per layer" for one in mine]
+        return NOTHING
     widest = max(abs(a - b) for one in mine for two in mine for a, b in zip(one.shares, two.shares, strict=True))
-    note = f"largest difference of a layer between tasks: {100 * widest:.0f} points"
-    return HOLDS if widest > 0.1 else FAILS, [note, *lines]
+    return Answer(
+        HOLDS if widest > 0.1 else FAILS,
+        f"largest difference of a layer between tasks: {100 * widest:.0f} points",
+        (
+            ("Task", "Speed-up", "Tokens computed in each layer, percent"),
+            *(
+                (_place(one, mine), f"{one.speedup:.2f}x", ", ".join(f"{100 * share:.0f}" for share in one.shares))
+                for one in mine
+            ),
+        ),
+    )
 
 
-def easier_skims_more(found: Sequence[Measured]) -> tuple[str, list[str]]:
+def easier_skims_more(found: Sequence[Measured]) -> Answer:
     """Kendall's rank correlation of the dense model's score and Transkimmer's speed-up, in the table of most tasks."""
     tables = {one.table: [other for other in found if other.table == one.table] for one in found}
     found = max(tables.values(), key=lambda table: len(_of(table, "dense")), default=[])
     mine = {(one.model, one.label): one for one in _of(found, "transkimmer")}
     pairs = [(one, mine[one.model, one.label]) for one in _of(found, "dense") if (one.model, one.label) in mine]
     if len(pairs) < 2:
-        return ABSENT, []
+        return NOTHING
     pairs.sort(key=lambda pair: -pair[0].score)
     order = kendalltau([dense.score for dense, _ in pairs], [own.speedup for _, own in pairs])
-    note = (
-        f"rank correlation {order.statistic:+.2f} over {len(pairs)} tasks, p = {order.pvalue:.2f}; how easy a task is "
-        "is taken from the dense score, whose metric differs between tasks, as does the weight of the skim loss"
-    )
-    lines = [f"{dense.label}: dense {dense.score:.1f}, Transkimmer {own.speedup:.2f}x" for dense, own in pairs]
     decided = order.pvalue <= FAMILY_LEVEL
-    return (OPEN if not decided else HOLDS if order.statistic > 0 else FAILS), [note, *lines]
+    return Answer(
+        OPEN if not decided else HOLDS if order.statistic > 0 else FAILS,
+        f"rank correlation {order.statistic:+.2f} over {len(pairs)} tasks, p = {order.pvalue:.2f}; how easy a task is "
+        "is taken from the dense score, whose metric differs between tasks, as does the weight of the skim loss",
+        (
+            ("Task", "Dense", "Transkimmer's speed-up"),
+            *((dense.label, f"{dense.score:.1f}", f"{own.speedup:.2f}x") for dense, own in pairs),
+        ),
+    )
 
 
 def headline(method: str, factor: float) -> Judge:
     """Whether a method reaches its headline factor, in FLOPs, on any task without a decided loss."""
 
-    def judge(found: Sequence[Measured]) -> tuple[str, list[str]]:
+    def judge(found: Sequence[Measured]) -> Answer:
         mine = _of(found, method)
         if not mine:
-            return ABSENT, []
+            return NOTHING
         reached = [one for one in mine if one.speedup >= factor]
         fine = [one for one in reached if one.against_dense and not one.against_dense.decided]
-        return HOLDS if fine else OPEN if reached else FAILS, [_said(one) for one in mine]
+        fastest = max(mine, key=lambda one: one.speedup)
+        return Answer(
+            HOLDS if fine else OPEN if reached else FAILS,
+            f"fastest: {fastest.speedup:.2f}x on {fastest.label}",
+            _against_dense(mine),
+        )
 
     return judge
 
 
 def undecidable(why: str) -> Judge:
     """A claim that no record here could speak about."""
-    return lambda found: (UNDECIDABLE, [why])
+    return lambda found: Answer(UNDECIDABLE, why)
 
 
 def claims(near: Sequence[AtSpeeds] = ()) -> tuple[Claim, ...]:
@@ -264,14 +335,13 @@ def claims(near: Sequence[AtSpeeds] = ()) -> tuple[Claim, ...]:
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim, its paper, what the records say of it, and why."""
+    """A claim, its paper, and what the records say of it."""
 
     claim: str
     source: str
-    verdict: str
-    evidence: list[str]
+    answer: Answer
 
 
 def judged(found: Sequence[Measured], near: Sequence[AtSpeeds] = ()) -> list[Judged]:
     """Every claim."""
-    return [Judged(claim.text, claim.source, *claim.judge(found)) for claim in claims(near)]
+    return [Judged(claim.text, claim.source, claim.judge(found)) for claim in claims(near)]

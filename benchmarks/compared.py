@@ -49,7 +49,12 @@ class Difference:
     def text(self) -> str:
         """As tables print it; a star if decided, then the seeds."""
         seeds = f" (seeds {', '.join(f'{own:+.1f}' for own in self.by_seed)})" if self.by_seed else ""
-        return f"{self.points:+.1f} [{self.low:+.1f}, {self.high:+.1f}]{'*' if self.decided else ''}{seeds}"
+        return f"{self.short}{seeds}"
+
+    @property
+    def short(self) -> str:
+        """Without the seeds."""
+        return f"{self.points:+.1f} [{self.low:+.1f}, {self.high:+.1f}]{'*' if self.decided else ''}"
 
 
 @dataclass(frozen=True)

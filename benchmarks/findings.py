@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import geometric_mean, mean
 from typing import Any
 
-from benchmarks.claims import judged
+from benchmarks.claims import DASH, Judged, judged
 from benchmarks.cli import run_command
 from benchmarks.comparable import Comparison, comparisons_around
 from benchmarks.compared import FAMILY_LEVEL, Difference, Measured, measured
@@ -22,7 +22,6 @@ from benchmarks.strategy import folders
 from benchmarks.sweep import DEVICES
 
 PROGRAM = "python -m benchmarks.findings"
-DASH = "–"  # noqa: RUF001
 
 
 def comparisons(found: Sequence[Measured], source: Path) -> list[Comparison]:
@@ -45,6 +44,7 @@ def report(found: Sequence[Measured], near: Sequence[AtSpeeds], trials: Sequence
     texts = {one.task: one.texts for one in found}
     tables = [[one for one in found if one.table == name] for name in dict.fromkeys(one.table for one in found)]
     models = ", ".join(dict.fromkeys(one.model for one in found))
+    answers = judged(found, near)
     lines = [
         "# What the records say about the papers' claims",
         "",
@@ -62,6 +62,10 @@ def report(found: Sequence[Measured], near: Sequence[AtSpeeds], trials: Sequence
         "Seeds of training are not in these intervals: where there are several, each one's own difference follows, and "
         "none is decided that has another sign with another seed. Speed-ups are of executed FLOPs, without padding.",
         "",
+        "## The claims, in short",
+        "",
+        *_answers(answers),
+        "",
         "## At a glance",
         "",
         "Score in percent, FLOPs speed-up, and in brackets the score of dropping at random at the same cost per layer; "
@@ -70,29 +74,48 @@ def report(found: Sequence[Measured], near: Sequence[AtSpeeds], trials: Sequence
         *(line for table in tables for line in (*_glance(table), "", _seeds(table), "")),
         f"The dense model seed by seed, those of runs without all methods included: {_dense_seeds(near)}.",
         "",
-        *_trials(trials),
-        "## Claims",
+        "## The claims, one by one",
+        "",
+        "Where Transkimmer stands against others, a cell is its score minus theirs and their speed-up; * marks what is "
+        "certain by Holm's correction over the comparisons of that claim, with every seed.",
         "",
     ]
-    for one in judged(found, near):
-        lines += [f"### {one.claim}", "", f"{one.source}. **{one.verdict.capitalize()}.**", ""]
-        lines += [*(f"- {item}" for item in one.evidence), ""]
+    for one in answers:
+        lines += [
+            f"### {one.claim}",
+            "",
+            f"{one.source}. **{one.answer.verdict.capitalize()}**: {one.answer.summary}.",
+            "",
+        ]
+        lines += [*_rows(one.answer.table), ""] if one.answer.table else []
     lines += [f"## At about {' and '.join(f'{speed:g}x' for speed in SPEEDS)}", "", *_at_speeds(near), ""]
     if rows := _more_rows(found):
         lines += ["## The same with more training rows", "", *rows, ""]
+    lines += _trials(trials)
     lines += ["## A second look at what fell below random", "", *_second_look(found, near), ""]
     lines += ["## Every method against dense and against random", "", *_table(found), ""]
     return "\n".join(lines)
 
 
+def _rows(table: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, the header being its first row."""
+    header, *rows = table
+    return [f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows)]
+
+
+def _answers(answers: Sequence[Judged]) -> list[str]:
+    rows = [(one.claim, one.source, f"**{one.answer.verdict}**", one.answer.summary) for one in answers]
+    return _rows([("Claim", "From", "Here", "Because"), *rows])
+
+
 def _glance(found: Sequence[Measured]) -> list[str]:
     """One row per encoder and method, one column per task."""
     tasks = list(dict.fromkeys(one.task for one in found))
-    rows = [("Model", "Method", *tasks), ("---",) * (len(tasks) + 2)]
+    rows = [("Model", "Method", *tasks)]
     for model, title in dict.fromkeys((one.model, one.title) for one in found):
         mine = {one.task: one for one in found if (one.model, one.title) == (model, title)}
         rows.append((model, title, *(_cell(mine[task]) if task in mine else DASH for task in tasks)))
-    return [f"| {' | '.join(row)} |" for row in rows]
+    return _rows(rows)
 
 
 def _seeds(table: Sequence[Measured]) -> str:
@@ -123,7 +146,7 @@ def _trials(trials: Sequence[Beside]) -> list[str]:
         "Its best epoch",
         "Records",
     ]
-    rows: list[Sequence[str]] = [header, ("---",) * len(header)]
+    rows: list[Sequence[str]] = [header]
     for one in trials:
         every = (one.dense, one.last, one.fewer, one.whole, one.best)
         dense, last, fewer, whole, best = (" ".join(f"{score:.1f}" for score in some) or DASH for some in every)
@@ -133,13 +156,15 @@ def _trials(trials: Sequence[Beside]) -> list[str]:
         scores = (dense, last, difference, fewer, whole, of_whole, best)
         rows.append((one.title, DEVICES[one.device], seeds, *scores, records))
     return [
+        "## The dense model beside a plain trial",
+        "",
         "The dense model beside a plain trial of the same checkpoint, which it should not fall behind: the library's "
         "own model in a bare loop on all training rows, after its last epoch (`python -m benchmarks.plain_trial`). The "
         "dense model lacks those rows that choose its epoch, a tenth at most; *without those rows* is the trial that "
         "lacks them, too (`--held-out`), and *dense, all rows* the dense model that has them, and keeps its last epoch "
         "(`--dense-keep last`). The best epoch is the trial's, chosen on the very texts that are scored.",
         "",
-        *(f"| {' | '.join(row)} |" for row in rows),
+        *_rows(rows),
         "",
         *_signs("Dense", [one.difference for one in trials]),
         *_signs("Dense on all rows", [one.whole_difference for one in trials]),
@@ -169,18 +194,17 @@ def _cell(one: Measured) -> str:
 
 def _table(found: Sequence[Measured]) -> list[str]:
     header = ("Task", "Method", "Speed-up", "Score", "Against dense", "Against random", "Records")
-    rows = [header, ("---",) * len(header)]
+    rows: list[Sequence[str]] = [header]
     for one in found:
         differences = (d.text if d else DASH for d in (one.against_dense, one.against_random))
         speed, score = f"{one.speedup:.2f}x", f"{one.score:.1f}"
         rows.append((one.label, one.title, speed, score, *differences, " ".join(one.records)))
-    return [f"| {' | '.join(row)} |" for row in rows]
+    return _rows(rows)
 
 
 def _at_speeds(near: Sequence[AtSpeeds]) -> list[str]:
     """Of each method the measured setting nearest to each of some speed-ups."""
     rows: list[Sequence[str]] = [("Task", "Method", *(f"About {speed:g}x" for speed in SPEEDS))]
-    rows.append(("---",) * (2 + len(SPEEDS)))
     rows += [
         (one.task, one.title, *(_operating(setting, one.every) for setting in one.settings))
         for one in near
@@ -192,7 +216,7 @@ def _at_speeds(near: Sequence[AtSpeeds]) -> list[str]:
         f"about the same speed-up. {DASH}: none of its settings, whose speed-ups are said, is near. "
         "`results/tables/pareto-*.md` have them all."
     )
-    return [note, "", *(f"| {' | '.join(row)} |" for row in rows)]
+    return [note, "", *_rows(rows)]
 
 
 def _operating(one: Operating | None, every: Sequence[Operating]) -> str:
@@ -221,7 +245,7 @@ def _second_look(found: Sequence[Measured], near: Sequence[AtSpeeds]) -> list[st
 def _more_rows(found: Sequence[Measured]) -> list[str]:
     """Of each method its loss with the fewest and with the most training rows, over the tasks measured with both."""
     runs = [one for one in found if one.rows is not None and one.against_dense is not None]
-    rows = [("Model", "Method", "Tasks", "Fewer rows", "Loss", "More rows", "Loss"), ("---",) * 7]
+    rows = [("Model", "Method", "Tasks", "Fewer rows", "Loss", "More rows", "Loss")]
     for model, title in dict.fromkeys((one.model, one.title) for one in runs):
         mine = [one for one in runs if (one.model, one.title) == (model, title)]
         pairs = []
@@ -231,13 +255,13 @@ def _more_rows(found: Sequence[Measured]) -> list[str]:
         if pairs:
             few, many = (_mean_loss(side) for side in zip(*pairs, strict=True))
             rows.append((model, title, ", ".join(one.task for one, _ in pairs), *few, *many))
-    if len(rows) == 2:
+    if len(rows) == 1:
         return []
     note = (
         "Each method's own setting, whose speed-up is not the same with both: points against the dense model and "
         "speed-up, mean and geometric mean over the tasks that both tables have."
     )
-    return [note, "", *(f"| {' | '.join(row)} |" for row in rows)]
+    return [note, "", *_rows(rows)]
 
 
 def _mean_loss(some: Sequence[Measured]) -> tuple[str, str]:
@@ -276,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with writing(path):
         path.write_text(page, encoding="utf-8")
     open_console(quiet=given.json).print(f"findings: {path}", highlight=False, soft_wrap=True)
-    answer(given, rows=_plain(found), claims=list(map(vars, judged(found, near))), findings=path)
+    answer(given, rows=_plain(found), claims=[asdict(one) for one in judged(found, near)], findings=path)
     return 0
 
 

@@ -1,7 +1,8 @@
 """Write the tables of README.md and docs/ anew from the files that they name: `python -m benchmarks.readme`.
 
-`<!-- table: PATH -->` shows the first table of a Markdown file, `<!-- table: PATH padding: No Batch -->` its rows of
-these padding settings alone; what stands up to `<!-- end -->` is replaced. See also `benchmarks.docs`.
+`<!-- table: PATH -->` shows the first table of a Markdown file, `<!-- table: PATH#at-a-glance -->` the first one below
+that heading, `<!-- table: PATH padding: No Batch -->` the rows of these padding settings alone; what stands up to
+`<!-- end -->` is replaced. See also `benchmarks.docs`.
 """
 
 from __future__ import annotations
@@ -15,18 +16,26 @@ from benchmarks.environment import PROJECT_ROOT
 _TABLE = re.compile(r"<!-- table: (\S+)( padding: [^\n]+?)? -->\n.*?<!-- end -->", re.DOTALL)
 
 
-def shown(path: Path, paddings: list[str] | None = None) -> str:
+def shown(path: Path, paddings: list[str] | None = None, heading: str = "") -> str:
     """What the README shows of a table's Markdown file: its first table, and the command that made it.
 
     Args:
         paddings: the settings whose rows are shown, as the table prints them; None shows every row.
+        heading: the anchor of the heading that the table stands below; empty: of none.
     """
     lines = path.read_text(encoding="utf-8").splitlines()
     command = next(line for line in lines if line.startswith("Command: "))
-    first = next(number for number, line in enumerate(lines) if line.startswith("|"))
-    rows = lines[first:]
+    below = next((number for number, line in enumerate(lines) if not heading or _anchor(line) == heading), None)
+    if below is None:
+        raise ValueError(f"{path} has no heading #{heading}")
+    rows = lines[next(number for number in range(below, len(lines)) if lines[number].startswith("|")) :]
     end = next((number for number, line in enumerate(rows) if not line.startswith("|")), len(rows))
     return "\n".join([*_chosen(rows[:end], paddings), "", command])
+
+
+def _anchor(line: str) -> str:
+    """Of a heading, as links name it; empty for other lines."""
+    return re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-") if line.startswith("#") else ""
 
 
 def _chosen(table: list[str], paddings: list[str] | None) -> list[str]:
@@ -42,7 +51,8 @@ def updated(text: str, root: Path = PROJECT_ROOT) -> str:
 
     def renewed(match: re.Match[str]) -> str:
         paddings = match[2].removeprefix(" padding: ").split() if match[2] else None
-        return f"<!-- table: {match[1]}{match[2] or ''} -->\n{shown(root / match[1], paddings)}\n<!-- end -->"
+        name, _, heading = match[1].partition("#")
+        return f"<!-- table: {match[1]}{match[2] or ''} -->\n{shown(root / name, paddings, heading)}\n<!-- end -->"
 
     return _TABLE.sub(renewed, text)
 

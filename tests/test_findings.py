@@ -65,19 +65,19 @@ def test_what_one_seed_contradicts_is_not_decided():
 def test_a_loss_is_judged_by_its_interval(loss, verdict):
     difference = paired([loss], [0.0], RNG.normal(loss, 0.4, 2_000))
     own = one("transkimmer", 85.0 + loss, 1.7, against_dense=difference)
-    assert claims.small_loss([own])[0] == verdict
-    assert claims.free_on_mrpc()([own])[0] == verdict
+    assert claims.small_loss([own]).verdict == verdict
+    assert claims.free_on_mrpc()([own]).verdict == verdict
 
 
 def test_a_loss_at_a_much_larger_speedup_does_not_decide_about_the_smaller_one():
     loss = paired([-7.0], [0.0], RNG.normal(-7, 0.4, 2_000))
-    verdicts = [claims.free_on_mrpc()([one("transkimmer", 78.0, speed, against_dense=loss)])[0] for speed in (1.7, 2.5)]
-    assert verdicts == [claims.FAILS, claims.OPEN]
+    some = [one("transkimmer", 78.0, speed, against_dense=loss) for speed in (1.7, 2.5)]
+    assert [claims.free_on_mrpc()([own]).verdict for own in some] == [claims.FAILS, claims.OPEN]
 
 
 def test_what_is_too_slow_is_not_free():
     own = one("transkimmer", 85.0, 1.2, against_dense=paired([0.0], [0.0], RNG.normal(0, 0.1, 2_000)))
-    assert claims.free_on_mrpc()([own])[0] == claims.FAILS
+    assert claims.free_on_mrpc()([own]).verdict == claims.FAILS
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_what_is_too_slow_is_not_free():
 )
 def test_methods_are_compared_where_one_costs_no_more(score, speedup, verdict):
     found = [one("transkimmer", 85.0, 1.7), one("ltp", score, speedup), one("ltp", 0.0, 9.0, task="another task")]
-    assert claims.better_than("ltp")(found)[0] == verdict
+    assert claims.better_than("ltp")(found).verdict == verdict
 
 
 def near(method, score, speedup, *, task="MRPC", wide=0.5):
@@ -105,9 +105,11 @@ def near(method, score, speedup, *, task="MRPC", wide=0.5):
 @pytest.mark.parametrize(("score", "verdict"), [(80.0, claims.HOLDS), (84.9, claims.OPEN), (90.0, claims.FAILS)])
 def test_methods_are_compared_at_the_same_speed_too(score, verdict):
     there = [near("transkimmer", 85.0, 1.45), near("ltp", score, 1.55), near("ltp", 0.0, 1.5, task="another task")]
-    found, evidence = claims.better_than("ltp", near=there)([])
-    assert found == verdict and len(evidence) == 2
-    assert "about 1.5x, MRPC, ltp" in evidence[1] and "at 1.45x against 1.55x" in evidence[1]
+    found = claims.better_than("ltp", near=there)([])
+    header, (where, own, cell) = found.table
+    assert found.verdict == verdict and header == ("Task", "Transkimmer at", "ltp")
+    assert (where, own) == ("MRPC, about 1.5x", "1.45x") and cell.endswith("at 1.55x")
+    assert cell.startswith(f"{85 - score:+.1f} [") and ("*" in cell) == (verdict != claims.OPEN)
 
 
 def test_two_own_settings_are_compared_once():
@@ -115,23 +117,24 @@ def test_two_own_settings_are_compared_once():
     own, rival = (replace(it.settings[0], setting="recipe") for it in measured_at)
     there = [AtSpeeds("MRPC", name, name, (it, None)) for name, it in (("transkimmer", own), ("ltp", rival))]
     found = [one("transkimmer", 85.0, 1.5), one("ltp", 80.0, 1.5)]
-    assert len(claims.better_than("ltp", near=there)(found)[1]) == 2  # the count, and one pair
+    assert len(claims.better_than("ltp", near=there)(found).table) == 2  # the header, and one pair
 
 
 def test_one_of_many_comparisons_is_not_certain_by_itself():
     """Five points at a standard error of two: certain alone, not among thirty."""
     own, rival = one("transkimmer", 80.0, 1.7, wide=1.4), one("ltp", 85.0, 1.7, wide=1.4)
     equal = [one("ltp", 80.0, 1.7, wide=1.4) for _ in range(30)]
-    assert claims.better_than("ltp")([own, rival])[0] == claims.FAILS
-    assert claims.better_than("ltp")([own, rival, *equal])[0] == claims.OPEN
+    assert claims.better_than("ltp")([own, rival]).verdict == claims.FAILS
+    assert claims.better_than("ltp")([own, rival, *equal]).verdict == claims.OPEN
 
 
 def test_free_is_judged_at_the_setting_nearest_to_that_speed():
     lost = paired([-7.0], [0.0], RNG.normal(-7, 0.4, 2_000))
     own = one("transkimmer", 78.0, 2.5, against_dense=lost)
     for score, verdict in ((85.0, claims.HOLDS), (84.0, claims.OPEN), (80.0, claims.FAILS)):
-        found, evidence = claims.free_on_mrpc([near("transkimmer", score, 1.45, wide=0.4)])([own])
-        assert found == verdict and "at 1.45x (weight 3)" in evidence[1]
+        found = claims.free_on_mrpc([near("transkimmer", score, 1.45, wide=0.4)])([own])
+        assert found.verdict == verdict and found.table[2][:3] == ("MRPC, weight 3", f"{score:.1f}", "1.45x")
+        assert found.summary.startswith("nearest to 1.5x: ") and found.summary.endswith("at 1.45x")
 
 
 def test_all_settings_and_seeds_of_what_fell_below_random_are_shown():
@@ -149,8 +152,25 @@ def test_random_is_beaten_by_all_or_not():
     up, down = (paired([points], [0.0], RNG.normal(points, 0.2, 2_000)) for points in (3.0, -3.0))
     sure = [one("lat", 85, 2, against_random=type(d)(d.points, d.low, d.high, d.p, True)) for d in (up, down)]
     unsure = one("top", 85, 2, against_random=up)
-    verdicts = [claims.beats_random(some)[0] for some in ([sure[0]], [sure[0], unsure], [unsure, sure[1]], [])]
+    verdicts = [claims.beats_random(some).verdict for some in ([sure[0]], [sure[0], unsure], [unsure, sure[1]], [])]
     assert verdicts == [claims.HOLDS, claims.OPEN, claims.FAILS, claims.ABSENT]
+
+
+def test_encoders_are_compared_apart():
+    """LTP is better than Transkimmer on each of two encoders, of which one scores lower."""
+    up = replace(paired([3.0], [0.0], RNG.normal(3.0, 0.2, 2_000)), decided=True)
+    found = [
+        replace(one(method, score - less, 2.0, against_random=up), model=model)
+        for model, less in (("small", 10.0), ("large", 0.0))
+        for method, score in (("transkimmer", 80.0), ("ltp", 85.0))
+    ]
+    against = claims.better_than("ltp")(found)
+    assert [row[0] for row in against.table[1:]] == ["MRPC, small", "MRPC, large"]
+    assert all(row[2].startswith("-5.") or row[2].startswith("-4.9") for row in against.table[1:])
+    assert claims.beats_random(found).table[1:] == (
+        ("MRPC, small", "above", "above"),
+        ("MRPC, large", "above", "above"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,14 +186,14 @@ def test_whether_easier_tasks_skim_more_is_a_matter_of_ranks(speedups, verdict):
     tasks = [f"task {number}" for number in range(len(speedups))]
     found = [one("dense", 90 - 10 * place, 1.0, task=task) for place, task in enumerate(tasks)]
     found += [one("transkimmer", 50, speedup, task=task) for speedup, task in zip(speedups, tasks, strict=True)]
-    assert claims.easier_skims_more(found)[0] == verdict
-    assert claims.easier_skims_more(found[:1])[0] == claims.ABSENT
+    assert claims.easier_skims_more(found).verdict == verdict
+    assert claims.easier_skims_more(found[:1]).verdict == claims.ABSENT
 
 
 def test_a_headline_needs_its_factor_without_a_loss():
     good = paired([0.0], [0.0], RNG.normal(0, 0.1, 2_000))
-    assert claims.headline("lot", 25.0)([one("lot", 85, 1.5, against_dense=good)])[0] == claims.FAILS
-    assert claims.headline("lot", 25.0)([one("lot", 85, 26.0, against_dense=good)])[0] == claims.HOLDS
+    assert claims.headline("lot", 25.0)([one("lot", 85, 1.5, against_dense=good)]).verdict == claims.FAILS
+    assert claims.headline("lot", 25.0)([one("lot", 85, 26.0, against_dense=good)]).verdict == claims.HOLDS
 
 
 def test_the_published_findings_are_what_the_records_give():

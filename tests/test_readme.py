@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 import torch
 import transformers
 
@@ -25,6 +26,15 @@ def test_a_table_may_show_some_paddings_alone(tmp_path):
     page = "<!-- table: t.md padding: a No -->\nold\n<!-- end -->"
     wanted = "\n".join(["<!-- table: t.md padding: a No -->", *rows[:4], "", "Command: `c`", "<!-- end -->"])
     assert updated(page, tmp_path) == wanted and updated(wanted, tmp_path) == wanted
+
+
+def test_a_table_may_be_named_by_its_heading(tmp_path):
+    tables = ["# T", "Command: `c`", "| A |", "|:--|", "## In short, all", "text", "| B |", "|:--|", "| 1 |", "## More"]
+    (tmp_path / "t.md").write_text("\n".join(tables), encoding="utf-8")
+    page = "<!-- table: t.md#in-short-all -->\n<!-- end -->"
+    assert updated(page, tmp_path).splitlines()[1:-1] == ["| B |", "|:--|", "| 1 |", "", "Command: `c`"]
+    with pytest.raises(ValueError, match=r"t\.md has no heading #in-long"):
+        updated(page.replace("short-all", "long"), tmp_path)
 
 
 def test_the_python_example_runs(monkeypatch, tmp_path):
