@@ -109,12 +109,14 @@ def _answers(answers: Sequence[Judged]) -> list[str]:
 
 
 def _glance(found: Sequence[Measured]) -> list[str]:
-    """One row per encoder and method, one column per task."""
+    """One row per method, of each encoder where there are several; one column per task."""
     tasks = list(dict.fromkeys(one.task for one in found))
-    rows = [("Model", "Method", *tasks)]
+    several = len({one.model for one in found}) > 1
+    rows: list[Sequence[str]] = [(*(["Model"] if several else []), "Method", *tasks)]
     for model, title in dict.fromkeys((one.model, one.title) for one in found):
         mine = {one.task: one for one in found if (one.model, one.title) == (model, title)}
-        rows.append((model, title, *(_cell(mine[task]) if task in mine else DASH for task in tasks)))
+        cells = (_cell(mine[task]) if task in mine else DASH for task in tasks)
+        rows.append((*([model] if several else []), title, *cells))
     return _rows(rows)
 
 
