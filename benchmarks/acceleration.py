@@ -84,7 +84,7 @@ def accelerate(goal: Goal, store: RunStore, progress: RunProgress) -> Outcome:
     config = replace(
         experiment.config(),
         kind=KIND,
-        options=vars(reducer.options),
+        options=reducer.options.recorded(),
         extra={"trained": experiment.config().hash, "target_speedup": goal.target, "trials": len(points)},
     )
     record = store.run(config, lambda: _compare(goal, dense, reducer, chosen, points))

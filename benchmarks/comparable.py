@@ -192,7 +192,7 @@ def has_recipe_options(config: Mapping[str, Any]) -> bool:
     """Whether a run has the options that its recipe sets today."""
     cls = methods.lookup(config["method"])
     options = cls.options_class(**cls.task_options(described(config), config["recipe"]))
-    return canonical_json(options) == canonical_json(config["options"])
+    return canonical_json(options.recorded()) == canonical_json(config["options"])
 
 
 def operating_points(records: Sequence[Record]) -> list[Record]:

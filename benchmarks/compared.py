@@ -229,6 +229,18 @@ def paired(mine: Sequence[float], theirs: Sequence[float], drawn: NDArray[np.flo
     return Difference(points, low, high, p, by_seed=by_seed)
 
 
+def difference_of(ours: Sequence[Record], theirs: Sequence[Record]) -> Difference | None:
+    """Mean score of some runs minus that of others of the same seeds; None where outcomes of texts are unknown."""
+    drawn = []
+    for some in (ours, theirs):
+        known = [one.resampled() for record in some if (one := outcomes_of(record)) and one.source == PREDICTIONS]
+        if len(known) < len(some):
+            return None
+        drawn.append(100 * np.mean(known, axis=0))
+    mine, others = ([100 * record["metrics"]["score"] for record in some] for some in (ours, theirs))
+    return paired(mine, others, drawn[0] - drawn[1])
+
+
 def _corrected(found: Sequence[Measured]) -> list[Measured]:
     """Holm's step-down over all differences."""
     every = [d for one in found for d in (one.against_dense, one.against_random) if d is not None]

@@ -141,7 +141,7 @@ class Experiment:
             backbone=self.model.identity,
             data=data_identity(self),
             seed=self.seed,
-            options=vars(options_class(**self.options)),
+            options=options_class(**self.options).recorded(),
             recipe=self.setting.recipe,
             stages=self.stages,
             max_length=self.task.sequence_length,

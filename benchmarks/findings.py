@@ -17,6 +17,7 @@ from benchmarks.console import add_json_flag, answer, open_console
 from benchmarks.equal_speed import NEAR, SPEEDS, AtSpeeds, Operating, at_speeds
 from benchmarks.errors import Parser
 from benchmarks.files import writing
+from benchmarks.forwarding import Ways, both_ways
 from benchmarks.plain_trial import Beside, beside
 from benchmarks.strategy import folders
 from benchmarks.sweep import DEVICES
@@ -35,16 +36,22 @@ def comparisons(found: Sequence[Measured], source: Path) -> list[Comparison]:
     return comparisons_around(source, [(hashes[place], rows[place]) for place in hashes]) if found else []
 
 
-def report(found: Sequence[Measured], near: Sequence[AtSpeeds], trials: Sequence[Beside], command: str) -> str:
+def report(
+    found: Sequence[Measured],
+    near: Sequence[AtSpeeds],
+    trials: Sequence[Beside],
+    command: str,
+    ways: Sequence[Ways] = (),
+) -> str:
     """The page.
 
     Args:
-        trials: the dense model beside plain trials of the checkpoint.
+        trials: the dense model beside plain trials of the checkpoint. ways: what forwards and discards.
     """
     texts = {one.task: one.texts for one in found}
     tables = [[one for one in found if one.table == name] for name in dict.fromkeys(one.table for one in found)]
     models = ", ".join(dict.fromkeys(one.model for one in found))
-    answers = judged(found, near)
+    answers = judged(found, near, ways)
     lines = [
         "# What the records say about the papers' claims",
         "",
@@ -295,14 +302,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = target / "FINDINGS.md"
     found = measured(source)
     like = comparisons(found, source)
-    near = at_speeds(like)
-    page = report(
-        found, near, beside(source, like), f"{PROGRAM} --results {given.results}" if given.results else PROGRAM
-    )
+    near, ways = at_speeds(like), both_ways(like)
+    command = f"{PROGRAM} --results {given.results}" if given.results else PROGRAM
+    page = report(found, near, beside(source, like), command, ways)
     with writing(path):
         path.write_text(page, encoding="utf-8")
     open_console(quiet=given.json).print(f"findings: {path}", highlight=False, soft_wrap=True)
-    answer(given, rows=_plain(found), claims=[asdict(one) for one in judged(found, near)], findings=path)
+    answer(given, rows=_plain(found), claims=[asdict(one) for one in judged(found, near, ways)], findings=path)
     return 0
 
 

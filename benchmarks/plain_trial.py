@@ -199,6 +199,7 @@ def beside(source: Path, comparisons: Iterable[Comparison]) -> list[Beside]:
 
 def _beside(comparison: Comparison, trials: Sequence[Record], whole: Sequence[Record]) -> Beside | None:
     from benchmarks.comparable import own_settings
+    from benchmarks.compared import difference_of
     from benchmarks.experiments import DenseTraining
 
     dense = {r["config"]["seed"]: r for r in own_settings(comparison.records) if r["config"]["method"] == "dense"}
@@ -231,31 +232,14 @@ def _beside(comparison: Comparison, trials: Sequence[Record], whole: Sequence[Re
         best=tuple(max(100 * epoch[split][comparison.metric] for epoch in r["metrics"]["epochs"]) for r in usual),
         fewer=_scores(fewer),
         whole=_scores(kept),
-        difference=_difference(ours, usual),
-        whole_difference=_difference(kept, usual) if kept else None,
+        difference=difference_of(ours, usual),
+        whole_difference=difference_of(kept, usual) if kept else None,
         records=tuple(record["config_hash"] for record in (*usual, *fewer, *kept)),
     )
 
 
 def _scores(records: Iterable[Record]) -> tuple[float, ...]:
     return tuple(100 * record["metrics"]["score"] for record in records)
-
-
-def _difference(ours: Sequence[Record], theirs: Sequence[Record]) -> Difference | None:
-    """Of the means over seeds, resampled text by text; None where outcomes of texts are unknown."""
-    import numpy as np
-
-    from benchmarks.compared import paired
-    from benchmarks.outcomes import PREDICTIONS, outcomes_of
-
-    drawn = []
-    for some in (ours, theirs):
-        outcomes = [outcomes_of(record) for record in some]
-        known = [one.resampled() for one in outcomes if one is not None and one.source == PREDICTIONS]
-        if len(known) < len(some):
-            return None
-        drawn.append(100 * np.mean(known, axis=0))
-    return paired(_scores(ours), _scores(theirs), drawn[0] - drawn[1])
 
 
 def _is_usual(config: Mapping[str, Any]) -> bool:

@@ -19,7 +19,20 @@ SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """A method's knobs: frozen, plain values, checked when built. Subclasses add fields."""
+    """A method's knobs: frozen, plain values, checked when built. Subclasses add fields.
+
+    Attributes:
+        later: names of fields that came when there were records already.
+    """
+
+    later: ClassVar[frozenset[str]] = frozenset()
+
+    def recorded(self) -> dict[str, Any]:
+        """As records have them: without a later field at its default, so that older records name the same run."""
+        old = {
+            item.name for item in fields(self) if item.name in self.later and getattr(self, item.name) == item.default
+        }
+        return {name: value for name, value in vars(self).items() if name not in old}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,12 +158,19 @@ class MaskedState(TokenState):
 
     def outputs(self, backbone: Backbone) -> Tensor:
         if backbone.reads_tokens:
-            logits = backbone.read_tokens(self.hidden)
+            hidden = self.hidden if self._options.forwards else self._without_dropped()
+            logits = backbone.read_tokens(hidden)
             return logits.masked_fill(~self.real.unsqueeze(-1), torch.finfo(logits.dtype).min)
         logits = backbone.classify(self.read(backbone))
         if self._exit_logits is None:
             return logits
         return torch.where(self._active.unsqueeze(1), logits, self._exit_logits)
+
+    def _without_dropped(self) -> Tensor:
+        """Last states, zeros in the place of dropped tokens, with the gradient of the choice."""
+        if self.gate is None:
+            return self.hidden.masked_fill(~self.live.unsqueeze(-1), 0.0)
+        return straight_through(self.live, self.gate, self.hidden, torch.zeros_like(self.hidden))
 
     def _ran(self) -> Tensor:
         return self._active.long()

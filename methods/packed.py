@@ -319,8 +319,10 @@ class PackedState(TokenState):
 
     def _of_tokens(self, backbone: Backbone) -> Tensor:
         hidden = self.hidden
-        if self._stopped is not None:
-            hidden = self._stopped.index_copy(0, self._entry, hidden)
+        entered = len(self._entered["_flat"])
+        if len(hidden) < entered:
+            stopped = hidden.new_zeros(entered, hidden.shape[-1]) if self._stopped is None else self._stopped
+            hidden = stopped.index_copy(0, self._entry, hidden)
         logits, real = backbone.read_tokens(hidden), self.trace.attention_mask
         lowest = torch.finfo(logits.dtype).min
         return pad(logits, self._rows, lowest).masked_fill(~real.unsqueeze(-1), lowest)

@@ -115,7 +115,7 @@ class StateOptions:
 
     Attributes:
         training: the reducer is in train().
-        forwards: dropped tokens keep their last state for the output (token-level heads).
+        forwards: a head over tokens reads the last state of dropped tokens; else zeros.
         run_padding: pads are computed as queries like any token (a published variant), never as keys.
         normalisation: of masked attention, see `methods.attention.NORMALISATIONS`.
         attention_dropout: replaces the backbone's own probability in training; None leaves it.

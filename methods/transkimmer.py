@@ -41,7 +41,11 @@ class TranskimmerOptions(Options):
         skim_attention: "renormalised", "unnormalised" (equation 4) or "epsilon" (evaluation branch); masked mode only.
         skim_loss_over: "real" tokens, or "padded" as the public code counts.
         sample_in_eval: draw decisions at evaluation too, as the public code does.
+        skimmed: what a head over tokens reads of a skimmed token: its last state, "forwarded", or nothing, "discarded"
+            (zeros; what Table 1 sets the first apart from). A head over texts reads neither.
     """
+
+    later = frozenset({"skimmed"})
 
     skim_weight: float = 0.5
     temperature: float = 1.0
@@ -50,6 +54,7 @@ class TranskimmerOptions(Options):
     skim_attention: str = "renormalised"
     skim_loss_over: str = "real"
     sample_in_eval: bool = False
+    skimmed: str = "forwarded"
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -62,6 +67,8 @@ class TranskimmerOptions(Options):
             raise ValueError(f"skim_attention must be one of {', '.join(NORMALISATIONS)}, got '{self.skim_attention}'")
         if self.skim_loss_over not in ("real", "padded"):
             raise ValueError(f"skim_loss_over must be 'real' or 'padded', got '{self.skim_loss_over}'")
+        if self.skimmed not in ("forwarded", "discarded"):
+            raise ValueError(f"skimmed must be 'forwarded' or 'discarded', got '{self.skimmed}'")
 
 
 class SkimPredictor(nn.Sequential):
@@ -129,7 +136,8 @@ class Transkimmer(TokenReducer):
         return ((gates * inputs.attention_mask).sum(dim=-1) / state.lengths).mean()
 
     def state_options(self) -> StateOptions:
-        return StateOptions(training=self.training, forwards=True, normalisation=self.options.skim_attention)
+        forwards = self.options.skimmed == "forwarded"
+        return StateOptions(training=self.training, forwards=forwards, normalisation=self.options.skim_attention)
 
     def _skim_weight(self) -> float:
         warmup = self.options.skim_warmup

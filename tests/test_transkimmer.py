@@ -150,6 +150,41 @@ def test_a_skimmed_token_is_carried_unchanged_to_the_output(mode):
     assert skimmed_by[0] > 0 and sum(skimmed_by[1:]) > 0
 
 
+@pytest.mark.parametrize("mode", ["masked", "packed"])
+def test_a_discarded_token_gives_a_head_over_tokens_nothing_to_read(mode):
+    """And what is kept is what it is where the others are forwarded."""
+    batch = make_batch()
+    forwarded, trace = final_states(tiny_reducer("transkimmer", head="span_qa"), batch, mode)
+    reducer = tiny_reducer("transkimmer", head="span_qa")
+    reducer.set_options(skimmed="discarded")
+    discarded, other = final_states(reducer, batch, mode)
+    kept = trace.keep_masks[:, -1]
+    assert torch.equal(kept, other.keep_masks[:, -1]) and 0 < kept.sum() < batch["attention_mask"].sum()
+    assert torch.equal(discarded[kept], forwarded[kept])
+    assert (discarded[~kept] == 0).all() and (forwarded[~kept & batch["attention_mask"].bool()] != 0).any()
+
+
+def test_a_head_over_texts_does_not_notice_what_becomes_of_skimmed_tokens():
+    reducer, batch = tiny_reducer("transkimmer"), make_batch()
+    with torch.no_grad():
+        forwarded = reducer(**batch).logits
+        reducer.set_options(skimmed="discarded")
+        assert torch.equal(reducer(**batch).logits, forwarded)
+
+
+def test_what_a_discarded_token_would_have_said_teaches_the_predictors():
+    gradients = {}
+    for skimmed in ("forwarded", "discarded"):
+        reducer = tiny_reducer("transkimmer", head="span_qa").train()
+        reducer.set_options(skimmed=skimmed)
+        batch = make_batch((12, 11, 10, 9))
+        torch.manual_seed(0)
+        reducer(**batch, **labels_for(reducer, batch)).losses["task"].backward()
+        gradients[skimmed] = reducer.predictors[-1][-1].bias.grad
+    assert all(gradient.isfinite().all() and gradient.abs().max() > 0 for gradient in gradients.values())
+    assert not torch.allclose(gradients["forwarded"], gradients["discarded"])
+
+
 # Predictors ----------------------------------------------------------------------------------------------------------
 
 
@@ -419,9 +454,17 @@ def test_attention_rows_of_survivors_sum_to_one():
         ({"skim_weight": -0.1}, "skim_weight must be >= 0, got -0.1"),
         ({"skim_attention": "exact"}, "one of renormalised, unnormalised, epsilon, got 'exact'"),
         ({"skim_loss_over": "pads"}, "skim_loss_over must be 'real' or 'padded', got 'pads'"),
+        ({"skimmed": "dropped"}, "skimmed must be 'forwarded' or 'discarded', got 'dropped'"),
         ({"lambda_": 0.5}, "transkimmer has no option 'lambda_'; its options: skim_weight, temperature"),
     ],
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         methods.create("transkimmer", tiny_model("bert"), **options)
+
+
+def test_a_later_option_leaves_the_name_of_older_runs_as_it_was():
+    """Records from before `skimmed` name the run that is made today without it."""
+    options = methods.lookup("transkimmer").options_class()
+    assert "skimmed" not in options.recorded() and options.recorded().keys() == vars(options).keys() - {"skimmed"}
+    assert methods.lookup("transkimmer").options_class(skimmed="discarded").recorded()["skimmed"] == "discarded"

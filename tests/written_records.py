@@ -25,7 +25,7 @@ def run_config(method: str, *, task: str = "mood", seed: int = 42, recipe: str =
         "backbone": "sha256:ab",
         "data": {"source": "data_dir", "splits": {"train": {"rows": 90}, "validation": {"rows": 40}}},
         "seed": seed,
-        "options": vars(cls.options_class(**options)),
+        "options": cls.options_class(**options).recorded(),
         "recipe": recipe,
         "stages": cls.recipe_stages(known or described, recipe),
         "max_length": known.sequence_length if known else 64,
