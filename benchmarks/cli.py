@@ -111,9 +111,10 @@ def parser(suite: Suite) -> argparse.ArgumentParser:
     add("--dense-learning-rate", type=float, metavar="R", help="of the dense model; default: the recipe's")
     add(
         "--dense-keep",
-        choices=("best", "last"),
-        help="which epoch of the dense model: the best on held-out training rows, which no method is trained on "
-        "either (default with one of the three flags before), or the last, and nothing is held out (default without)",
+        choices=("last", "best"),
+        default="last",
+        help="which epoch of the dense model: the last (default), or the best on held-out training rows, which no "
+        "method is trained on either",
     )
     add("--max-eval-samples", type=int, metavar="N", help=f"score on N random rows per task; embedded: {defaults[1]}")
     add(
@@ -210,9 +211,9 @@ def _dense_training(arguments: argparse.Namespace) -> DenseTraining | None:
             f"--dense-train-samples {samples} is less than --max-train-samples {arguments.max_train_samples}; methods "
             "train on rows that the dense model has seen"
         )
-    if samples is None and epochs is None and rate is None and arguments.dense_keep != "best":
+    if samples is None and epochs is None and rate is None and arguments.dense_keep == "last":
         return None
-    return DenseTraining(samples=samples, epochs=epochs, learning_rate=rate, keep=arguments.dense_keep or "best")
+    return DenseTraining(samples=samples, epochs=epochs, learning_rate=rate, keep=arguments.dense_keep)
 
 
 def check_from_records(arguments: argparse.Namespace) -> None:

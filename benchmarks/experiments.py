@@ -37,7 +37,7 @@ class DenseTraining:
     samples: int | None = None
     epochs: int | None = None
     learning_rate: float | None = None
-    keep: str = "best"
+    keep: str = "last"
 
     @property
     def holds_out(self) -> bool:

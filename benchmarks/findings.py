@@ -170,8 +170,8 @@ def _trials(trials: Sequence[Beside]) -> list[str]:
         "The dense model beside a plain trial of the same checkpoint, which it should not fall behind: the library's "
         "own model in a bare loop on all training rows, after its last epoch (`python -m benchmarks.plain_trial`). The "
         "dense model lacks those rows that choose its epoch, a tenth at most; *without those rows* is the trial that "
-        "lacks them, too (`--held-out`), and *dense, all rows* the dense model that has them, and keeps its last epoch "
-        "(`--dense-keep last`). The best epoch is the trial's, chosen on the very texts that are scored.",
+        "lacks them, too (`--held-out`), and *dense, all rows* the dense model that has them and keeps its last epoch. "
+        "The best epoch is the trial's, chosen on the very texts that are scored.",
         "",
         *_rows(rows),
         "",

@@ -30,7 +30,7 @@ def arguments(tmp_path_factory):
         shared = ["--profile", "local", "--model", str(model), "--data-dir", str(data), "--tasks", "mood", "--quiet"]
         shared += ["--results", str(root / "results"), "--device", "cpu", "--jobs", "1", "--methods", *METHODS]
         shared += ["--max-train-samples", str(METHOD_ROWS), "--dense-train-samples", str(DENSE_ROWS)]
-        yield [*shared, "--dense-epochs", str(EPOCHS)]
+        yield [*shared, "--dense-epochs", str(EPOCHS), "--dense-keep", "best"]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,9 @@ def test_records_stand_in_one_comparison_apart_from_those_of_another_dense_model
     assert [record["config"]["method"] for record in own_settings(found.records)] == names
     for record in found.records:
         assert is_current(record["config"])
-        assert DenseTraining.of(record["config"]["extra"]) == DenseTraining(samples=DENSE_ROWS, epochs=EPOCHS)
+        assert DenseTraining.of(record["config"]["extra"]) == DenseTraining(
+            samples=DENSE_ROWS, epochs=EPOCHS, keep="best"
+        )
     assert found.records[0]["config_hash"] == runs["dense"].config().hash
 
 
@@ -114,12 +116,13 @@ def test_a_learning_rate_of_its_own_is_the_dense_model_s_alone(arguments, runs):
         assert starting_points(faster[name])[0].config().hash == faster["dense"].config().hash
     assert "dense_learning_rate" not in runs["dense"].config().extra
     extra = faster["dense"].config().extra
-    assert DenseTraining.of(extra) == DenseTraining(samples=DENSE_ROWS, epochs=EPOCHS, learning_rate=3e-4)
+    assert DenseTraining.of(extra) == DenseTraining(samples=DENSE_ROWS, epochs=EPOCHS, learning_rate=3e-4, keep="best")
     assert is_current(faster["ltp"].config().as_dict())
 
 
 def test_where_the_last_epoch_is_kept_only_a_search_holds_rows_out(arguments, runs):
-    session = open_session(parser(glue.SUITE).parse_args([*arguments, "--dense-keep", "last"]), glue.SUITE)
+    """As it is unless `--dense-keep best` is asked for."""
+    session = open_session(parser(glue.SUITE).parse_args(arguments[:-2]), glue.SUITE)
     last = {experiment.method: experiment for experiment in planned(session)}
     assert {name: one.held_out for name, one in last.items()} == {
         "dense": False, "transkimmer": False, "ltp": False, "deebert": False, "lat": True
@@ -134,7 +137,7 @@ def test_where_the_last_epoch_is_kept_only_a_search_holds_rows_out(arguments, ru
         assert (start.config().hash == last["dense"].config().hash) == (name != "lat"), name
     assert training_features(last["lat"])[1] == training_features(runs["lat"])[1]
     extra = last["dense"].config().extra
-    assert DenseTraining.of(extra) == DenseTraining(samples=DENSE_ROWS, epochs=EPOCHS, keep="last")
+    assert DenseTraining.of(extra) == DenseTraining(samples=DENSE_ROWS, epochs=EPOCHS)
     assert "dense_keep" not in runs["dense"].config().extra
     trained = [last["dense"], last["ltp"], *starting_points(last["lat"])[:1]]
     records = [{"kind": "finetune", "config": one.config().as_dict(), "started_at": ""} for one in trained]

@@ -68,7 +68,7 @@ def test_held_out_are_the_rows_by_which_the_dense_model_is_chosen(world, tmp_pat
     """Token by token, of a dense model that has more rows than the methods."""
     arguments = plain_trial.parser().parse_args([*world, "--tasks", "mood", "--held-out"])
     (experiment,) = plain_trial._experiments(arguments)
-    dense = DenseTraining(samples=30_000, epochs=5)
+    dense = DenseTraining(samples=30_000, epochs=5, keep="best")
     other = replace(experiment, setting=replace(experiment.setting, dense=dense, max_train_samples=32))
     left, held_out = training_features(experiment)
     assert (left, held_out) == training_features(other) and len(left) + len(held_out) == 96 and held_out
