@@ -257,7 +257,7 @@ def easier_skims_more(found: Sequence[Measured]) -> Answer:
     decided = order.pvalue <= FAMILY_LEVEL
     return Answer(
         OPEN if not decided else HOLDS if order.statistic > 0 else FAILS,
-        f"rank correlation {order.statistic:+.2f} over {len(pairs)} tasks, p = {order.pvalue:.2f}; how easy a task is "
+        f"rank correlation {order.statistic:+.2f} over {len(pairs)} tasks, p = {order.pvalue:.2f}; the ease of a task "
         "is taken from the dense score, whose metric differs between tasks, as does the weight of the skim loss",
         (
             ("Task", "Dense", "Transkimmer's speed-up"),

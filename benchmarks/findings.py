@@ -111,7 +111,10 @@ def _rows(table: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _answers(answers: Sequence[Judged]) -> list[str]:
-    rows = [(one.claim, one.source, f"**{one.answer.verdict}**", one.answer.summary) for one in answers]
+    rows = [
+        (one.claim, one.source, f"**{one.answer.verdict.removesuffix(' here')}**", one.answer.summary)
+        for one in answers
+    ]
     return _rows([("Claim", "From", "Here", "Because"), *rows])
 
 
