@@ -162,6 +162,11 @@ def _cell(row: dict[str, Any]) -> str:
     return f"{row['measured']:.1f}{spread} {row['speedup']:.2f}x"
 
 
+def _tenths(value: float) -> float:
+    """Rounded as a cell prints it, which pandas does not where a half lies between."""
+    return float(f"{value:.1f}")
+
+
 def comparison_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Measured / reported / difference, where the paper has a number."""
     if frame.empty:
@@ -173,9 +178,9 @@ def comparison_table(frame: pd.DataFrame) -> pd.DataFrame:
             "Method": known["title"],
             "Padding": known["padding"].map(PADDING_TITLES),
             "Task": known["task"],
-            "Measured": known["measured"].round(1),
+            "Measured": known["measured"].map(_tenths),
             "Reported": known["reported"],
-            "Difference": known["difference"].round(1),
+            "Difference": known["difference"].map(_tenths),
             "Speed-up": known["speedup"].round(2),
             "Reported speed-up": known["reported_speedup"],
             "Speed-up difference": known["speedup_difference"].round(2),
