@@ -78,7 +78,7 @@ def report(
         "Score in percent, FLOPs speed-up, and in brackets the score of dropping at random at the same cost per layer; "
         "* where the difference between the two is decided.",
         "",
-        *(line for table in tables for line in (*_glance(table), "", _seeds(table), "")),
+        *(line for table in tables for line in (f"### {table[0].table}", "", *_glance(table), "", _seeds(table), "")),
         f"The dense model seed by seed, those of runs without all methods included: {_dense_seeds(near)}.",
         "",
         "## The claims, one by one",
@@ -133,7 +133,8 @@ def _glance(found: Sequence[Measured]) -> list[str]:
 def _seeds(table: Sequence[Measured]) -> str:
     """Which table, and how many seeds each task has."""
     counts = {one.task: len(one.scores) for one in table if one.method == "dense"}
-    return f"`results/tables/{table[0].table}.md`; seeds: {', '.join(f'{task} {n}' for task, n in counts.items())}."
+    seeds = ", ".join(f"{task} {count}" for task, count in counts.items())
+    return f"Seeds: {seeds}. `results/tables/{table[0].table}.md` has every padding setting, and which rows."
 
 
 def _dense_seeds(near: Sequence[AtSpeeds]) -> str:

@@ -69,6 +69,7 @@ def long_table(entries: Iterable[Entry], paddings: Sequence[str], *, table: str)
         keep_ratio=("keep_ratio", "mean"),
         records=("record", lambda hashes: " ".join(dict.fromkeys(hashes))),
     ).reset_index()
+    result["measured"] = result["measured"].round(4)  # as the CSV has it, so that whoever reads that prints the same
     reported = [_reported(row, table) for row in result.to_dict("records")]
     result["reported"] = [cell.value if cell else None for cell in reported]
     result["reported_speedup"] = [cell.speedup if cell else None for cell in reported]
