@@ -101,11 +101,9 @@ def free_on_mrpc(near: Sequence[AtSpeeds] = ()) -> Judge:
         tried = [(one.label, one.score, one.speedup, one.against_dense) for one in own if one.against_dense]
         for one in near:
             setting = one.settings[SPEEDS.index(FREE)]
-            if one.method == "transkimmer" and one.task.startswith("MRPC") and setting and setting.loss:
-                label = f"{one.task}, {setting.setting}"
-                tried += (
-                    [(label, setting.score, setting.speedup, setting.loss)] if setting.setting != OWN_SETTING else []
-                )
+            mine = one.method == "transkimmer" and one.task.startswith("MRPC")
+            if mine and setting and setting.loss and setting.setting != OWN_SETTING:  # `own` has that one
+                tried.append((f"{one.task}, {setting.setting}", setting.score, setting.speedup, setting.loss))
         if not tried:
             return NOTHING
         good = [speedup for *_, speedup, loss in tried if speedup >= FREE / ABOUT and loss.low > -LOSS]

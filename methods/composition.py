@@ -267,8 +267,10 @@ def _merged_options(classes: list[type[TokenReducer]], names: Mapping[tuple[str,
         for cls in classes
         for item in fields(cls.options_class)
     ]
+    later = frozenset(names[cls.method_name, name] for cls in classes for name in cls.options_class.later)
+    namespace = {"__post_init__": check, "later": later}
     return make_dataclass(
-        "CompositionOptions", members, bases=(Options,), namespace={"__post_init__": check}, frozen=True, kw_only=True
+        "CompositionOptions", members, bases=(Options,), namespace=namespace, frozen=True, kw_only=True
     )
 
 
