@@ -41,7 +41,7 @@ def world(tmp_path_factory):
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (model / "config.json").write_text(json.dumps(config))
     arguments = ["--profile", "local", "--model", str(model), "--data-dir", str(data), "--tasks", "mood", "--quiet"]
-    return [*arguments, "--device", "cpu", "--methods", *METHODS]
+    return [*arguments, "--device", "cpu", "--dtype", "float32", "--methods", *METHODS]
 
 
 def free_port() -> int:
