@@ -16,6 +16,7 @@ from torch import nn
 from benchmarks.checkpoints import EPOCH, SEARCH, Partial, Snapshot, into_reducer, of_reducer, restore_options
 from benchmarks.data import Feature, batches, collate
 from benchmarks.plain import content_hash
+from benchmarks.quick_dropout import quick_dropout
 from benchmarks.team import Team
 from methods import Stage, TokenReducer, Trial
 from methods.recipes import ParameterGroup, assign_parameters, peak_rate, rate_factor
@@ -269,13 +270,14 @@ class _Training:
 
 def _gradients(reducer: TokenReducer, stage: Stage, batch: Batch, compute: Compute) -> dict[str, float]:
     """Backward over a batch; returns its loss terms."""
-    with compute.autocast():
-        output = reducer(**compute.place(batch))
-    terms = {name: float(term.detach()) for name, term in output.losses.items()}
-    if not bool(output.loss.isfinite()):
-        values = ", ".join(f"{name} {value:g}" for name, value in terms.items())
-        raise ArithmeticError(f"the loss is not finite in stage {stage.name} ({values}); lower the learning rate")
-    output.loss.backward()
+    with quick_dropout():
+        with compute.autocast():
+            output = reducer(**compute.place(batch))
+        terms = {name: float(term.detach()) for name, term in output.losses.items()}
+        if not bool(output.loss.isfinite()):
+            values = ", ".join(f"{name} {value:g}" for name, value in terms.items())
+            raise ArithmeticError(f"the loss is not finite in stage {stage.name} ({values}); lower the learning rate")
+        output.loss.backward()
     return terms
 
 

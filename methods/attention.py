@@ -103,7 +103,8 @@ def masked_attention(
         or None, None.
     """
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    if keys.gate is None and voters is None and keys.normalisation == "renormalised":
+    fused = query.is_cuda or not dropout  # with dropout, torch's has no kernel on a CPU, and a slow softmax
+    if fused and keys.gate is None and voters is None and keys.normalisation == "renormalised":
         mask = keys.mask()
         if keys.bias is not None:
             mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
