@@ -20,7 +20,7 @@ from benchmarks.cli import Session, check_from_records, open_session, parser
 from benchmarks.console import add_json_flag, answer, open_console, rows_of
 from benchmarks.errors import UserError
 from benchmarks.runs import RunStore
-from benchmarks.sweep import DEVICES, Outcome, execute, left_out, recorded
+from benchmarks.sweep import COMPUTES, Outcome, execute, left_out, recorded
 
 if TYPE_CHECKING:
     from benchmarks.costs import Expected
@@ -67,7 +67,7 @@ class Suite:
             "--from-records",
             action="store_true",
             help="train nothing: the tables of the records in --results, of each task the seeds that are complete, and "
-            "without --device those of the device that has most",
+            "without --device or --dtype those of the device and type that have most",
         )
         flags.add_argument(
             "--table-suffix",
@@ -93,8 +93,9 @@ class Suite:
             return 0
         session = drop_missing_tasks(session, console)
         store = session.store()
-        devices = (arguments.device,) if arguments.device else tuple(DEVICES)
-        outcome = recorded(session, store, devices) if arguments.from_records else execute(session, store)
+        given = arguments.device, arguments.dtype
+        computes = [one for one in COMPUTES if all(own in (None, it) for own, it in zip(given, one, strict=True))]
+        outcome = recorded(session, store, computes) if arguments.from_records else execute(session, store)
         if arguments.from_records and not outcome.entries:
             where = store.root / "runs"
             raise UserError(f"no task has a record of every run in {where}; without --from-records they are made")

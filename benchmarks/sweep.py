@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from benchmarks.tasks import Task
 
 DEVICES = {"cuda": "a GPU", "cpu": "a CPU"}
+DTYPES = ("float32", "bfloat16")
+COMPUTES = tuple(itertools.product(DEVICES, DTYPES))
 
 
 @dataclass
@@ -117,30 +120,35 @@ def execute(session: Session, store: RunStore) -> Outcome:
     return outcome
 
 
-def recorded(session: Session, store: RunStore, devices: Sequence[str] = tuple(DEVICES)) -> Outcome:
+def recorded(session: Session, store: RunStore, computes: Sequence[tuple[str, str]] = COMPUTES) -> Outcome:
     """The same of records alone, nothing computed: of each model and task the seeds that have a record of every method.
 
-    Of the devices that runs were made on, each task's is the one with most such seeds; where these differ, a note says
-    which tasks are of which.
+    Args:
+        computes: devices and types that runs may have been made with. Each task's is the one with most such seeds, of
+            several the first; where these differ, a note says which tasks are of which.
     """
     outcome = Outcome()
-    tasks_of: dict[str, list[str]] = {device: [] for device in devices}
-    every = {device: _recorded_on(session, store, device) for device in devices}
+    tasks_of: dict[tuple[str, str], list[str]] = {compute: [] for compute in computes}
+    every = {compute: _recorded_with(session, store, *compute) for compute in computes}
     for place in next(iter(every.values())):
-        device = max(devices, key=lambda device: len(every[device][place].seeds))
-        one = every[device][place]
+        compute = max(computes, key=lambda compute: len(every[compute][place].seeds))
+        one = every[compute][place]
         outcome.entries += one.entries
         outcome.notes += one.notes
-        tasks_of[device] += [place[1]] if one.entries else []
-    told = [f"{', '.join(dict.fromkeys(tasks))} on {DEVICES[device]}" for device, tasks in tasks_of.items() if tasks]
+        tasks_of[compute] += [place[1]] if one.entries else []
+    told = [
+        f"{', '.join(dict.fromkeys(tasks))} on {DEVICES[device]} in {dtype}"
+        for (device, dtype), tasks in tasks_of.items()
+        if tasks
+    ]
     return replace(outcome, notes=[f"Computed: {'; '.join(told)}", *outcome.notes] if len(told) > 1 else outcome.notes)
 
 
-def _recorded_on(session: Session, store: RunStore, device: str) -> dict[tuple[str, str], Outcome]:
-    """By model and task, what there is of runs on one device; random dropping where every seed has it."""
+def _recorded_with(session: Session, store: RunStore, device: str, dtype: str) -> dict[tuple[str, str], Outcome]:
+    """By model and task, what there is of runs on one device in one type; random dropping where every seed has it."""
     import methods
 
-    compute = replace(session.setting.compute, device=device)
+    compute = replace(session.setting.compute, device=device, dtype=dtype)
     session = replace(session, setting=replace(session.setting, compute=compute))
     outcomes: dict[tuple[str, str], Outcome] = {}
     runs_of = groupby(planned(session), key=lambda run: (run.model.title, run.task.title, run.seed))

@@ -114,7 +114,18 @@ def test_records_of_a_gpu_make_tables_on_a_machine_without_one(world):
     on_cpu = recorded(session, session.store())
     on_gpu = recorded(session, OfAGpu(session.store()))
     assert on_cpu.entries and [one.record for one in on_gpu.entries] == [one.record for one in on_cpu.entries]
-    assert not recorded(session, OfAGpu(session.store()), ["cpu"]).entries
+    assert not recorded(session, OfAGpu(session.store()), [("cpu", "float32"), ("cpu", "bfloat16")]).entries
+
+
+def test_records_of_another_type_make_tables_whatever_is_this_machine_s_own(world):
+    session = open_session(parser(SUITE).parse_args(world[1]), SUITE)
+    own = session.setting.compute.dtype
+    (other,) = {"float32", "bfloat16"} - {own}
+    compute = replace(session.setting.compute, dtype=other)
+    elsewhere = replace(session, setting=replace(session.setting, compute=compute))
+    there, here = recorded(elsewhere, session.store()), recorded(session, session.store())
+    assert there.entries and [one.record for one in there.entries] == [one.record for one in here.entries]
+    assert not recorded(session, session.store(), [("cpu", other)]).entries
 
 
 class Lacks(OfAGpu):
@@ -152,16 +163,17 @@ def test_each_task_s_table_is_of_the_device_with_most_seeds_and_says_which(monke
     session = open_session(parser(SUITE).parse_args(world[1]), SUITE)
     seeds = {"cuda": {"few": [42], "many": [42, 43], "none": []}, "cpu": {"few": [42, 43], "many": [42], "none": []}}
 
-    def found(session, store, device):
+    def found(session, store, device, dtype):
         def entry(seed):
             return SimpleNamespace(record={"config": {"seed": seed}}, on=device)
 
-        return {("model", task): Outcome(entries=[*map(entry, own)]) for task, own in seeds[device].items()}
+        some = seeds[device] if dtype == "bfloat16" else {task: [] for task in seeds[device]}
+        return {("model", task): Outcome(entries=[*map(entry, own)]) for task, own in some.items()}
 
-    monkeypatch.setattr(sweep, "_recorded_on", found)
+    monkeypatch.setattr(sweep, "_recorded_with", found)
     outcome = recorded(session, session.store())
     assert [entry.on for entry in outcome.entries] == ["cpu", "cpu", "cuda", "cuda"]
-    assert outcome.notes == ["Computed: many on a GPU; few on a CPU"]
+    assert outcome.notes == ["Computed: many on a GPU in bfloat16; few on a CPU in bfloat16"]
 
 
 def test_a_seed_that_lacks_records_is_left_out_of_the_table_and_said(world, capsys):
