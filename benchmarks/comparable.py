@@ -70,7 +70,8 @@ def task_title(name: str, record: Record) -> str:
     if "divided" in data:
         return f"{title} ({data['divided']} by {data['by']})"
     train, *others = (split["rows"] for split in data["splits"].values())
-    limits = (config["max_train_samples"], config["extra"].get("max_eval_samples"))
+    extra, limit = config["extra"], config["max_train_samples"]
+    limits = (limit and max(limit, extra.get("dense_train_samples") or 0), extra.get("max_eval_samples"))
     official = OFFICIAL_ROWS.get(name, (0, 0))
     sizes = zip((train, sum(others)), limits, official, strict=True)
     partial = any(rows < everything and (limit is None or rows < limit) for rows, limit, everything in sizes)
@@ -96,19 +97,19 @@ def read_comparisons(results: Path, tasks: Sequence[str] = ()) -> list[Compariso
     return [_largest(name, found[name]) for name in tasks or known]
 
 
-def comparisons_around(results: Path, some: Iterable[tuple[Collection[str], int | None]]) -> list[Comparison]:
+def comparisons_around(results: Path, some: Iterable[tuple[Collection[str], str]]) -> list[Comparison]:
     """The comparable records around each of some: the set that has most of its hashes.
 
     Args:
-        some: hashes of records of a task, and the training rows that its title tells, or None.
+        some: hashes of records of a task, and its title.
     Raises:
         UserError: no finished records.
     """
     sets = [(task, _in_order(own)) for task, records in _finished(results).items() for own in _sets(records)]
     found = []
-    for hashes, rows in some:
+    for hashes, label in some:
         task, own = max(sets, key=lambda one: sum(record["config_hash"] in hashes for record in one[1]))
-        found.append(Comparison(task, own, label="" if rows is None else f"{task_title(task, own[0])} ({rows:,} rows)"))
+        found.append(Comparison(task, own, label=label))
     return found
 
 

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ class Difference:
     Attributes:
         low, high: 95 % interval over draws of the texts. p: two-sided, of a normal distribution as wide as these draws.
         decided: after Holm's correction; never where one seed's difference is of the other sign.
-        by_seed: each seed's own difference, where there are several.
+        by_seed: each seed's own difference, where there are several. width: standard deviation over the draws.
     """
 
     points: float
@@ -34,11 +35,24 @@ class Difference:
     p: float
     decided: bool = False
     by_seed: tuple[float, ...] = ()
+    width: float = 0.0
 
     def judged(self, limit: float) -> Difference:
         """Decided if p is at most `limit` and no seed has the other sign than their mean."""
         agree = all(own * self.points >= 0 for own in self.by_seed)
         return replace(self, decided=agree and self.p <= limit)
+
+    def beyond(self, margin: float) -> Difference:
+        """How far the difference is from `margin` points instead of from none."""
+        return replace(
+            self,
+            points=self.points - margin,
+            low=self.low - margin,
+            high=self.high - margin,
+            p=_two_sided(self.points - margin, self.width),
+            decided=False,
+            by_seed=tuple(own - margin for own in self.by_seed),
+        )
 
     @property
     def decided_sign(self) -> int:
@@ -65,7 +79,9 @@ class Measured:
         rows: training rows of the methods, held-out ones among them; None but where tables of several numbers have
             the task. split: task and split by name, "mnli/validation_matched". scores: percent, of each seed; score:
             their mean.
-        random_score: of its random twin, None without one. shares: of the tokens, that each layer computes.
+        random_score, random_speedup: of its random twin, None without one. shares: of the tokens, that each layer
+            computes; seed_shares: of each seed. trivial: the best score of giving every text the same answer. device:
+            of the training.
         drawn: (draws,) scores on texts drawn anew; None where the outcomes of single texts are unknown, and then the
             differences too.
     """
@@ -85,9 +101,18 @@ class Measured:
     records: tuple[str, ...]
     drawn: NDArray[np.float64] | None = field(compare=False, repr=False)
     random_score: float | None = None
+    random_speedup: float | None = None
+    seed_shares: tuple[tuple[float, ...], ...] = ()
+    trivial: float | None = None
+    device: str = "cpu"
     against_dense: Difference | None = None
     against_random: Difference | None = None
     rows: int | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Table, encoder and task by name: what the splits of a task share."""
+        return self.table, self.model, self.split.partition("/")[0]
 
     @property
     def label(self) -> str:
@@ -192,14 +217,30 @@ def _one(row: Mapping[str, str], dense: Mapping[str, str], twin: Mapping[str, st
         scores=draws.scores(row),
         speedup=float(row["speedup"]),
         shares=tuple(float(share) for share in np.mean([cost["ffn_share"] for cost in costs], axis=0)),
+        seed_shares=tuple(tuple(map(float, cost["ffn_share"])) for cost in costs),
+        trivial=_trivial(row["metric"], draws.record(names[0])["metrics"]["splits"][_split(row)]),
+        device=draws.record(names[0])["config"]["device"],
         texts=costs[0]["texts"],
         rows=_training_rows(draws.record(names[0])),
         records=names,
         drawn=draws.of(row),
         random_score=None if twin is None else float(twin["measured"]),
+        random_speedup=None if twin is None else float(twin["speedup"]),
         against_dense=None if itself else _difference(row, dense, draws),
         against_random=None if twin is None else _difference(row, twin, draws),
     )
+
+
+def _trivial(metric: str, result: Mapping[str, Any]) -> float | None:
+    """The best score, in percent, of one answer for all texts; None where the labels are unknown."""
+    labels = result.get("texts", {}).get("labels")
+    if metric in ("pearson", "matthews_correlation"):
+        return 0.0
+    if not labels or metric not in ("accuracy", "f1"):
+        return None
+    positive = labels.count("1") / len(labels)
+    share = max(labels.count(one) for one in set(labels)) / len(labels)
+    return 100 * (2 * positive / (1 + positive) if metric == "f1" else share)
 
 
 def _training_rows(record: Record) -> int:
@@ -222,11 +263,15 @@ def paired(mine: Sequence[float], theirs: Sequence[float], drawn: NDArray[np.flo
         mine, theirs: percent, of each seed; seed by seed they are compared where both have as many.
     """
     points, (low, high), width = float(np.mean(mine) - np.mean(theirs)), interval(drawn), float(np.std(drawn))
-    p = float(2 * norm.sf(abs(points) / width)) if width else float(points == 0)
     by_seed = (
         tuple(own - other for own, other in zip(mine, theirs, strict=True)) if len(mine) == len(theirs) > 1 else ()
     )
-    return Difference(points, low, high, p, by_seed=by_seed)
+    return Difference(points, low, high, _two_sided(points, width), by_seed=by_seed, width=width)
+
+
+def _two_sided(points: float, width: float) -> float:
+    """p of a normal distribution."""
+    return float(2 * norm.sf(abs(points) / width)) if width else float(points == 0)
 
 
 def difference_of(ours: Sequence[Record], theirs: Sequence[Record]) -> Difference | None:

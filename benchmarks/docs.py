@@ -107,7 +107,17 @@ def _results(name: str, root: Path) -> str:
     """Rows of the published tables of this method, without padding, beside dense and random dropping at its cost."""
     paths = sorted((root / "results" / "tables").glob("*-*.csv"), key=lambda path: path.stem)
     parts = [part for path in paths if (part := _measured(path, name))]
+    if not parts and any(_is_twin(path, name) for path in paths):
+        return "Its runs are the twins of other methods: they stand beside these, on their pages and in the tables."
     return "\n\n".join(parts) or "No record of this method is published yet."
+
+
+def _is_twin(path: Path, name: str) -> bool:
+    """Whether a table has runs of this method beside those of others."""
+    import pandas as pd
+
+    frame = pd.read_csv(path)
+    return {"method", "of"} <= set(frame.columns) and bool((frame["of"].notna() & (frame["method"] == name)).any())
 
 
 def _measured(path: Path, name: str) -> str:

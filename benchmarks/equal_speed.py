@@ -16,10 +16,27 @@ from numpy.typing import NDArray
 import methods
 from benchmarks.comparable import Comparison, first_split
 from benchmarks.compared import Difference, paired
+from benchmarks.outcomes import PREDICTIONS, outcomes_of
 from benchmarks.pareto_rows import Point, points_of
+from benchmarks.runs import Record
 
 SPEEDS = (1.5, 2.0)
 NEAR = 0.15  # speed-ups are about the same where the larger is at most this share above the smaller
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed.
+
+    Attributes:
+        score: percent. drawn: (draws,) the same of texts drawn anew, the same ones for every method; None where
+            outcomes of single texts are unknown. constant: every text has the same answer.
+    """
+
+    seed: int
+    score: float
+    drawn: NDArray[np.float64] | None = field(compare=False, repr=False, default=None)
+    constant: bool = False
 
 
 @dataclass(frozen=True)
@@ -27,22 +44,30 @@ class Operating:
     """A method's setting that is nearest to a speed-up, without padding.
 
     Attributes:
-        scores: percent, of each seed in order. random_score: of random dropping at about the same speed-up, if any.
-        loss: against the dense model of the same seeds. drawn: (draws,) scores on texts drawn anew, the same ones for
-            every method. Both None where outcomes of single texts are unknown.
+        runs: what each seed came to. random_score: of random dropping at about the same speed-up, if any.
+        loss: against the dense model of the same seeds; None where outcomes of single texts are unknown.
     """
 
     setting: str
-    scores: tuple[float, ...]
+    runs: tuple[Run, ...]
     speedup: float
     loss: Difference | None
     random_score: float | None
     random_speedup: float | None
-    drawn: NDArray[np.float64] | None = field(compare=False, repr=False, default=None)
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Percent, of each seed in order."""
+        return tuple(run.score for run in self.runs)
+
+    @property
+    def constant(self) -> bool:
+        """Whether a seed gives every text the same answer: no operating point, whatever it scores."""
+        return any(run.constant for run in self.runs)
 
     @property
     def score(self) -> float:
-        """Mean of the seeds."""
+        """Mean of the seeds, percent."""
         return float(np.mean(self.scores))
 
 
@@ -105,23 +130,36 @@ def _speedup(point: Point) -> float:
     return float(np.mean([(cost["extra"][account] if account else cost)["speedup"] for cost in costs]))
 
 
-def _scores(point: Point) -> tuple[float, ...]:
-    """Percent, of each seed in order."""
-    in_order = sorted(point.records, key=lambda record: record["config"]["seed"])
-    return tuple(100 * record["metrics"]["score"] for record in in_order)
+def difference(mine: Iterable[Run], others: Iterable[Run]) -> Difference | None:
+    """Of the seeds that both have; None without one, or where outcomes of texts are unknown."""
+    theirs = {run.seed: run for run in others}
+    pairs = [(run, theirs[run.seed]) for run in mine if run.seed in theirs]
+    drawn = [own.drawn - other.drawn for own, other in pairs if own.drawn is not None and other.drawn is not None]
+    if not pairs or len(drawn) < len(pairs):
+        return None
+    return paired([own.score for own, _ in pairs], [other.score for _, other in pairs], np.mean(drawn, axis=0))
+
+
+def _runs(point: Point) -> tuple[Run, ...]:
+    """By seed."""
+    return tuple(sorted(map(_run, point.records), key=lambda run: run.seed))
+
+
+def _run(record: Record) -> Run:
+    outcomes = outcomes_of(record)
+    drawn = 100 * outcomes.resampled() if outcomes and outcomes.source == PREDICTIONS else None
+    said = first_split(record).get("texts", {}).get("predicted", "")
+    constant = bool(said) and len(set(said.split() if " " in said else said)) == 1
+    return Run(record["config"]["seed"], 100 * record["metrics"]["score"], drawn, constant)
 
 
 def _operating(point: Point, dense: Point | None, random: Sequence[Point]) -> Operating:
-    loss, dense = None, dense and dense.of_seeds(point.seeds)
-    if dense is not None and point.resampled is not None and dense.resampled is not None:
-        loss = paired(_scores(point), _scores(dense), point.resampled - dense.resampled)
-    beside = _nearest(random, _speedup(point))
+    runs, beside = _runs(point), _nearest(random, _speedup(point))
     return Operating(
         setting=point.setting,
-        scores=_scores(point),
+        runs=runs,
         speedup=_speedup(point),
-        loss=loss,
+        loss=None if dense is None else difference(runs, _runs(dense)),
         random_score=None if beside is None else beside.score,
         random_speedup=None if beside is None else _speedup(beside),
-        drawn=point.resampled,
     )

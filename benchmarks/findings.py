@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -9,7 +10,8 @@ from pathlib import Path
 from statistics import geometric_mean, mean
 from typing import Any
 
-from benchmarks.claims import DASH, Judged, judged
+from benchmarks.answers import DASH, unlearned
+from benchmarks.claims import Judged, judged
 from benchmarks.cli import run_command
 from benchmarks.comparable import Comparison, comparisons_around
 from benchmarks.compared import FAMILY_LEVEL, Difference, Measured, measured
@@ -18,22 +20,34 @@ from benchmarks.equal_speed import NEAR, SPEEDS, AtSpeeds, Operating, at_speeds
 from benchmarks.errors import Parser
 from benchmarks.files import writing
 from benchmarks.forwarding import Ways, both_ways
-from benchmarks.plain_trial import Beside, beside
+from benchmarks.plain_trial import EPOCHS, Beside, beside
 from benchmarks.strategy import folders
 from benchmarks.sweep import DEVICES
+from benchmarks.tasks import TASKS
 
 PROGRAM = "python -m benchmarks.findings"
+METRICS = {"matthews_correlation": "100 times the Matthews correlation", "pearson": "100 times Pearson's", "f1": "F1"}
 
 
 def comparisons(found: Sequence[Measured], source: Path) -> list[Comparison]:
     """The records of each task of `found`, and those below `source` that stand in one comparison with them."""
-    hashes: dict[tuple[str, str], set[str]] = {}
-    rows: dict[tuple[str, str], int | None] = {}
+    around = [({name for one in some for name in one.records}, _common_title(some)) for some in _by_task(found)]
+    return comparisons_around(source, around) if found else []
+
+
+def _by_task(found: Iterable[Measured]) -> list[list[Measured]]:
+    """What each table has of each task, all splits together."""
+    places: dict[tuple[str, str], list[Measured]] = {}
     for one in found:
-        place = one.table, one.split.partition("/")[0]
-        hashes.setdefault(place, set()).update(one.records)
-        rows[place] = one.rows
-    return comparisons_around(source, [(hashes[place], rows[place]) for place in hashes]) if found else []
+        places.setdefault((one.table, one.split.partition("/")[0]), []).append(one)
+    return list(places.values())
+
+
+def _common_title(some: Sequence[Measured]) -> str:
+    """The words that the titles of a task's splits begin with, and its training rows where tables tell them."""
+    words = zip(*(one.task.split() for one in some), strict=False)
+    title = " ".join(first for first, *others in itertools.takewhile(lambda same: len(set(same)) == 1, words))
+    return replace(some[0], task=title).label
 
 
 def report(
@@ -64,27 +78,36 @@ def report(
         "here: a claim that fails on a small model with little training may hold for theirs, and the reverse. The "
         "embedded sets show the machinery and judge no claim where real tasks have been measured.",
         "",
+        f"Scores are in percent: {_metrics(found)}. *(sample)* after a task says that the files at hand have fewer "
+        "rows than the official ones. Speed-ups are of executed FLOPs, without padding.",
+        "",
         "A difference has its 95 % interval over draws of the evaluated texts, the same for both sides (paired "
         f"bootstrap); * marks those decided after Holm's correction over all of them, at {FAMILY_LEVEL:g} in all. "
         "Seeds of training are not in these intervals: where there are several, each one's own difference follows, and "
-        "none is decided that has another sign with another seed. Speed-ups are of executed FLOPs, without padding.",
+        "none is decided that has another sign with another seed. Where there is one seed, what is decided is decided "
+        "for that training, on any texts; another one may end elsewhere, by several points on small tasks.",
         "",
+        *_unlearned(found),
         "## The claims, in short",
         "",
         *_answers(answers),
         "",
         "## At a glance",
         "",
-        "Score in percent, FLOPs speed-up, and in brackets the score of dropping at random at the same cost per layer; "
-        "* where the difference between the two is decided.",
+        "Score in percent, FLOPs speed-up, and in brackets the score of dropping at random at the same cost per layer, "
+        "from the same dense model, after half an epoch (methods train one to three); * where the difference between "
+        f"the two is decided. No brackets, or {DASH}: not measured.",
         "",
         *(line for table in tables for line in (f"### {table[0].table}", "", *_glance(table), "", _seeds(table), "")),
-        f"The dense model seed by seed, those of runs without all methods included: {_dense_seeds(near)}.",
+        f"The dense model seed by seed, those of runs without all methods included: {_dense_seeds(near)}. "
+        "(Rows in brackets are those of the methods that start from it.) All these seeds take part in *At about*, too.",
         "",
         "## The claims, one by one",
         "",
-        "Where Transkimmer stands against others, a cell is its score minus theirs and their speed-up; * marks what is "
-        "certain by Holm's correction over the comparisons of that claim, with every seed.",
+        "Where Transkimmer stands against others, a cell is its score minus theirs, of the seeds that both have, and "
+        "their speed-up; * marks what is certain: by Holm's correction over the comparisons of that claim, and with "
+        "every seed. Of a task with two validation sets the first one counts. Two tables may have the same task, and "
+        "the same setting may stand in several lines: comparisons are not independent of each other.",
         "",
     ]
     for one in answers:
@@ -94,6 +117,7 @@ def report(
             f"{one.source}. **{one.answer.verdict.capitalize()}**: {one.answer.summary}.",
             "",
         ]
+        lines += [f"Rule: {one.rule}.", ""] if one.rule else []
         lines += [*_rows(one.answer.table), ""] if one.answer.table else []
     lines += [f"## At about {' and '.join(f'{speed:g}x' for speed in SPEEDS)}", "", *_at_speeds(near), ""]
     if rows := _more_rows(found):
@@ -138,8 +162,27 @@ def _seeds(table: Sequence[Measured]) -> str:
 
 
 def _dense_seeds(near: Sequence[AtSpeeds]) -> str:
-    scores = {one.task: one.every[0].scores for one in near if one.method == "dense"}
-    return "; ".join(f"{task} {', '.join(f'{score:.1f}' for score in own)}" for task, own in scores.items())
+    dense = [one for one in near if one.method == "dense"]
+    return "; ".join(f"{one.task} {', '.join(f'{score:.1f}' for score in one.every[0].scores)}" for one in dense)
+
+
+def _metrics(found: Sequence[Measured]) -> str:
+    """Which score each task has."""
+    names: dict[str, list[str]] = {}
+    for one in found:
+        tasks = names.setdefault(METRICS.get(one.metric, one.metric), [])
+        tasks += [] if one.task in tasks else [one.task]
+    return "; ".join(f"{name} on {', '.join(tasks)}" for name, tasks in names.items())
+
+
+def _unlearned(found: Sequence[Measured]) -> list[str]:
+    """Tasks that no claim is judged by."""
+    said = [
+        f"{one.label} (dense {one.score:.1f}, one answer for all texts {one.trivial:.1f})" for one in unlearned(found)
+    ]
+    if not said:
+        return []
+    return [f"The dense model has not learned {', '.join(said)}: that is shown, and judges no claim.", ""]
 
 
 def _trials(trials: Sequence[Beside]) -> list[str]:
@@ -175,13 +218,19 @@ def _trials(trials: Sequence[Beside]) -> list[str]:
         "own model in a bare loop on all training rows, after its last epoch (`python -m benchmarks.plain_trial`). The "
         "dense model lacks those rows that choose its epoch, a tenth at most; *without those rows* is the trial that "
         "lacks them, too (`--held-out`), and *dense, all rows* the dense model that has them and keeps its last epoch. "
-        "The best epoch is the trial's, chosen on the very texts that are scored.",
+        "The best epoch is the trial's, chosen on the very texts that are scored. Trials train "
+        f"{', '.join(f'{count} epochs on {name}' for name, count in _trial_epochs(trials))}; dense models five.",
         "",
         *_rows(rows),
         "",
         *_signs("Dense", [one.difference for one in trials]),
         *_signs("Dense on all rows", [one.whole_difference for one in trials]),
     ]
+
+
+def _trial_epochs(trials: Sequence[Beside]) -> list[tuple[str, int]]:
+    titles = {TASKS[name].title: count for name, count in EPOCHS.items()}
+    return [(title, count) for title, count in titles.items() if any(one.title.startswith(title) for one in trials)]
 
 
 def _signs(what: str, differences: Iterable[Difference | None]) -> list[str]:
@@ -209,9 +258,10 @@ def _table(found: Sequence[Measured]) -> list[str]:
     header = ("Task", "Method", "Speed-up", "Score", "Against dense", "Against random", "Records")
     rows: list[Sequence[str]] = [header]
     for one in found:
-        differences = (d.text if d else DASH for d in (one.against_dense, one.against_random))
+        loss, apart = (d.text if d else DASH for d in (one.against_dense, one.against_random))
+        twin = apart if one.random_speedup is None else f"{apart} at {one.random_speedup:.2f}x"
         speed, score = f"{one.speedup:.2f}x", f"{one.score:.1f}"
-        rows.append((one.label, one.title, speed, score, *differences, " ".join(one.records)))
+        rows.append((one.label, one.title, speed, score, loss, twin, " ".join(one.records)))
     return _rows(rows)
 
 
@@ -224,10 +274,11 @@ def _at_speeds(near: Sequence[AtSpeeds]) -> list[str]:
         if one.method != "dense"
     ]
     note = (
-        f"Of each method the measured setting nearest to the speed-up, if within {100 * NEAR:g} %: score and "
-        "difference to the dense model with its interval (of single comparisons), and the score of random dropping at "
-        f"about the same speed-up. {DASH}: none of its settings, whose speed-ups are said, is near. "
-        "`results/tables/pareto-*.md` have them all."
+        f"Of each method the measured setting nearest to the speed-up, if within {100 * NEAR:g} %: score, difference "
+        "to the dense model of the same seeds with its interval (of single comparisons), and the score of that random "
+        "dropping, whosever twin, whose speed-up is nearest to the method's. Which setting is nearest is told by "
+        "speed-ups on the scored texts, never by scores; *constant* marks one that gives all texts the same answer. "
+        f"{DASH}: none of its settings, whose speed-ups are said, is near. `results/tables/pareto-*.md` have them all."
     )
     return [note, "", *_rows(rows)]
 
@@ -238,27 +289,34 @@ def _operating(one: Operating | None, every: Sequence[Operating]) -> str:
     loss = f", {one.loss.text}" if one.loss else ""
     beside = "" if one.random_score is None else f" (random {one.random_score:.1f} at {one.random_speedup:.2f}x)"
     seeds = f", {len(one.scores)} seeds" if len(one.scores) > 1 else ""
-    return f"{one.score:.1f} at {one.speedup:.2f}x{seeds}{loss}{beside}"
+    constant = ", constant" if one.constant else ""
+    return f"{one.score:.1f} at {one.speedup:.2f}x{seeds}{constant}{loss}{beside}"
 
 
 def _second_look(found: Sequence[Measured], near: Sequence[AtSpeeds]) -> list[str]:
     """All measured settings, and seeds, of the methods that are certainly worse than dropping at random there."""
-    worse = {(one.label, one.method) for one in found if one.against_random and one.against_random.decided_sign < 0}
+    worse = {
+        (_common_title(some), one.method)
+        for some in _by_task(found)
+        for one in some
+        if one.against_random and one.against_random.decided_sign < 0
+    }
     lines = []
-    for one in near:
-        if (one.task, one.method) in worse:
+    for it in near:
+        if (it.task, it.method) in worse:
             settings = (
-                f"{other.setting}: {' and '.join(f'{score:.1f}' for score in other.scores)} at {other.speedup:.2f}x"
-                for other in one.every
+                f"{one.setting}: {' and '.join(f'{score:.1f}' for score in one.scores)} at {one.speedup:.2f}x"
+                for one in it.every
             )
-            lines.append(f"- {one.task}, {one.title}: {'; '.join(settings)}")
-    return lines or ["Nothing did."]
+            lines.append(f"- {it.task}, {it.title}: {'; '.join(settings)}")
+    note = "All settings, seed by seed, of every method that is certainly worse than its random twin on a task."
+    return [note, "", *lines] if lines else ["Nothing did."]
 
 
 def _more_rows(found: Sequence[Measured]) -> list[str]:
     """Of each method its loss with the fewest and with the most training rows, over the tasks measured with both."""
     runs = [one for one in found if one.rows is not None and one.against_dense is not None]
-    rows = [("Model", "Method", "Tasks", "Fewer rows", "Loss", "More rows", "Loss")]
+    rows = [("Model", "Method", "Tasks", "Fewer rows", "Against dense", "More rows", "Against dense")]
     for model, title in dict.fromkeys((one.model, one.title) for one in runs):
         mine = [one for one in runs if (one.model, one.title) == (model, title)]
         pairs = []
@@ -272,7 +330,8 @@ def _more_rows(found: Sequence[Measured]) -> list[str]:
         return []
     note = (
         "Each method's own setting, whose speed-up is not the same with both: points against the dense model and "
-        "speed-up, mean and geometric mean over the tasks that both tables have."
+        "speed-up, mean and geometric mean over the tasks that both tables have. The two also differ in seeds and, "
+        "where one was trained on a GPU, in that: what differs here is not due to rows alone."
     )
     return [note, "", *_rows(rows)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +49,6 @@ class Point:
     def interval(self) -> tuple[float | None, float | None]:
         """Of the score, percent."""
         return (None, None) if self.resampled is None else interval(self.resampled)
-
-    def of_seeds(self, seeds: Collection[int]) -> Point | None:
-        """The same from runs of these seeds alone; None without any."""
-        mine = [record for record in self.records if record["config"]["seed"] in seeds]
-        if len(mine) == len(self.records):
-            return self
-        return _point(self.method, self.setting, mine) if mine else None
 
     @property
     def seeds(self) -> frozenset[int]:

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import claims, findings, forwarding
+from benchmarks import answers, claims, findings, forwarding
 from benchmarks.cli import run_command
 from benchmarks.comparable import read_comparisons
 from benchmarks.compared import paired
@@ -66,7 +66,8 @@ def test_a_discarding_run_is_no_setting_of_the_sweep(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("points", "verdict"), [((3.0,), "HOLDS"), ((3.0, 0.1), "OPEN"), ((3.0, -3.0), "FAILS"), ((), "UNDECIDABLE")]
+    ("points", "verdict"),
+    [((3.0,), "HOLDS"), ((3.0, 0.1), "OPEN"), ((3.0, -3.0), "OPEN"), ((3.0, -3.0, -3.0), "FAILS"), ((), "UNDECIDABLE")],
 )
 def test_the_claim_needs_a_certain_difference_everywhere(points, verdict):
     drawn = np.random.default_rng(0).normal(0.0, 0.3, 2_000)
@@ -74,6 +75,6 @@ def test_the_claim_needs_a_certain_difference_everywhere(points, verdict):
         Ways("SQuAD", "f1", (42,), (60.0 + p,), (60.0,), (1.5, 1.5), paired([p], [0.0], drawn + p), ("abc",))
         for p in points
     ]
-    assert claims.forwarding(ways)([]).verdict == getattr(claims, verdict)
+    assert claims.forwarding(ways)([]).verdict == getattr(answers, verdict)
     page = findings.report([], [], [], "command", ways)
     assert ("| SQuAD | f1 | 42 | 63.0 at 1.50x | 60.0 at 1.50x |" in page) == bool(points)
