@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from methods.base import TokenReducer
 from methods.config import Knob, Options, Sweep, Traits
-from methods.recipes import ParameterGroup, Stage, fine_tuning_stage, short_stage
+from methods.recipes import FINE_TUNE, ParameterGroup, Stage, fine_tuning_stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
 
@@ -96,8 +96,8 @@ class Ltp(TokenReducer):
         self.thresholds = nn.Parameter(starting_thresholds(self.options, self.backbone.num_layers))
 
     def prunes(self, layer: int) -> bool:
-        """Whether `layer` has a threshold at all."""
-        return layer > 0 or self.options.schedule == "paper"
+        """Whether `layer` has a threshold at all; none has in the stage that trains the dense model."""
+        return self.stage != FINE_TUNE and (layer > 0 or self.options.schedule == "paper")
 
     def needs_scores(self, layer: int) -> bool:
         return self.prunes(layer)
