@@ -38,6 +38,8 @@ class Composition(TokenReducer):
 
     def build(self) -> None:
         self.parts = nn.ModuleDict({cls.method_name: self._part(cls) for cls in self.part_classes})
+        exact = [part._keep_in_fp32_modules_strict or set() for part in self._both]
+        self._keep_in_fp32_modules_strict = set().union(*exact)
 
     def _part(self, cls: type[TokenReducer]) -> TokenReducer:
         """A method of its own on the shared model, which is registered, trained and saved once, by the composition."""

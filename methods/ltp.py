@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from methods.base import TokenReducer
 from methods.config import Knob, Options, Sweep, Traits
+from methods.precision import ScalarsInFloat32
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, fine_tuning_stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
@@ -77,7 +78,7 @@ def starting_thresholds(options: LtpOptions, layers: int) -> Tensor:
 
 
 @register("ltp")
-class Ltp(TokenReducer):
+class Ltp(ScalarsInFloat32, TokenReducer):
     """Prunes between attention and feed-forward; how many tokens go depends on the text."""
 
     options_class = LtpOptions
@@ -91,6 +92,8 @@ class Ltp(TokenReducer):
         knob=Knob(option="pruning_weight", least=1e-4, most=10.0, log=True),
     )
     sweep = Sweep(option="thresholds", values=(0.25, 0.5, 0.75, 1.25, 1.5, 2.0, 3.0), relative=True, retrains=False)
+
+    _keep_in_fp32_modules_strict = {"thresholds"}  # noqa: RUF012
 
     def build(self) -> None:
         self.thresholds = nn.Parameter(starting_thresholds(self.options, self.backbone.num_layers))

@@ -25,6 +25,7 @@ from methods.config import Knob, Options, Sweep, Traits
 from methods.distillation import softened_divergence
 from methods.hard_concrete import BOUND, open_bits, open_probability, sample
 from methods.mac_constraint import sparsity
+from methods.precision import ScalarsInFloat32
 from methods.ranking import arp2, bins_of
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, short_stage
 from methods.registry import register
@@ -96,7 +97,7 @@ class TopOptions(Options):
 
 
 @register("top")
-class Top(TokenReducer):
+class Top(ScalarsInFloat32, TokenReducer):
     """Prunes by relative rank with a pattern that training fixes; [CLS] is not ranked and always stays."""
 
     options_class = TopOptions
@@ -110,6 +111,8 @@ class Top(TokenReducer):
         knob=Knob(option="target_sparsity", most=0.95),
     )
     sweep = Sweep(option="target_sparsity", values=(0.2, 0.4, 0.6, 0.8))
+
+    _keep_in_fp32_modules_strict = {"rank_loga", "gate_loga", "lambda_1", "lambda_2"}  # noqa: RUF012
 
     def build(self) -> None:
         layers, first = self.backbone.num_layers, self.options.first_location
