@@ -58,6 +58,12 @@ class Goal:
         return plan(self.setting, self.model, self.own.task, method, self.seed, options=options, held_out=True)
 
     @property
+    def usual(self) -> Any:
+        """The knob as the recipe has it, whether it sets it for the task or leaves the default."""
+        options = methods.lookup(self.method).options_class(**self.experiment(self.method).options)
+        return getattr(options, self.knob.option)
+
+    @property
     def units(self) -> float:
         """About how much work it is, as `RunProgress` counts."""
         rows, trainings = (self.own.train_rows, self.own.score_rows), 1 if self.knob.after_training else 4
@@ -111,7 +117,7 @@ def _turn(goal: Goal, store: RunStore, progress: RunProgress) -> tuple[Experimen
 
 def _train_anew(goal: Goal, store: RunStore, progress: RunProgress) -> tuple[Experiment, TokenReducer, list[Point]]:
     """Methods that learn what to drop: one training per pressure, each a run of its own with a record."""
-    option, usual = goal.knob.option, goal.experiment(goal.method).options[goal.knob.option]
+    option, usual = goal.knob.option, goal.usual
     start = goal.knob.pressure(usual)
 
     def at(pressure: float) -> Experiment:

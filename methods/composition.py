@@ -2,7 +2,8 @@
 
 Idea: He et al., "Magic Pyramid: Accelerating Inference with Early Exiting and Token Pruning", 2021,
 https://arxiv.org/abs/2111.00230. That paper joins two particular methods; here any reducer and any exit can be joined.
-Departure: the reducer is trained first, by its own recipe, then the exit on the reduced model, by its own.
+Departure: the reducer is trained first, by its own recipe, then the exit on the reduced model, by its own: there tokens
+are dropped as in use, by decisions that no longer change, and the loss is the exit's alone.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Composition(TokenReducer):
 
     def build(self) -> None:
         self.parts = nn.ModuleDict({cls.method_name: self._part(cls) for cls in self.part_classes})
+        exact = [part._keep_in_fp32_modules_strict or set() for part in self._both]
+        self._keep_in_fp32_modules_strict = set().union(*exact)
 
     def _part(self, cls: type[TokenReducer]) -> TokenReducer:
         """A method of its own on the shared model, which is registered, trained and saved once, by the composition."""
@@ -53,7 +56,16 @@ class Composition(TokenReducer):
     @property
     def _asked(self) -> list[TokenReducer]:
         """The exit stays silent while the reducer trains."""
-        return self._both if self.stage is None or self._of_exit(self.stage) else self._both[:1]
+        return self._both if self.stage is None or self._trains_exit else self._both[:1]
+
+    @property
+    def _learning(self) -> list[TokenReducer]:
+        """The parts whose losses count: in a stage, the one that it belongs to."""
+        return self._both[1:] if self._trains_exit else self._asked
+
+    @property
+    def _trains_exit(self) -> bool:
+        return self.stage is not None and self._of_exit(self.stage)
 
     @classmethod
     def _of_exit(cls, stage_name: str) -> bool:
@@ -84,14 +96,15 @@ class Composition(TokenReducer):
             part.follow_schedule(shares)
 
     def losses(self, state: TokenState, logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
-        """The terms of both; the task's own loss once."""
+        """The terms of both, the task's own loss once; in a stage, of the part that it belongs to."""
         terms: dict[str, Tensor] = {}
-        for part in self._asked:
+        for part in self._learning:
             terms |= part.losses(state, logits, inputs)
         return terms
 
     def state_options(self) -> StateOptions:
-        return self._both[0].state_options()
+        options = self._both[0].state_options()
+        return replace(options, training=self.training, noisy_scores=False) if self._trains_exit else options
 
     def executed_tokens(self, trace: Trace, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As the reducer says, and nothing in the layers after an exit."""
@@ -106,11 +119,18 @@ class Composition(TokenReducer):
     def run(self, inputs: Inputs) -> ReducerOutput:
         for part in self._both:
             part.progress, part._forced_mode = self.progress, self._forced_mode
-        if self.training and self.stage is not None and not self._of_exit(self.stage):
+        if self.training and self.stage is not None and not self._trains_exit:
             return self._both[0].run(inputs)
         return super().run(inputs)
 
     # Recipe
+
+    def train(self, mode: bool = True) -> Composition:
+        """In the exit's stage the reducer stays as in `eval()`: what it decides is hard and the same every time."""
+        super().train(mode)
+        if self._trains_exit:
+            self._both[0].train(False)
+        return self
 
     def check_options(self, options: Any) -> None:
         """Asks the parts, which have checked their own once they are built."""
@@ -140,19 +160,21 @@ class Composition(TokenReducer):
         owner, own = self._owner(stage)
         owner.begin_stage(own, updates)
         self.observed = owner.observed
+        self.train(self.training)
 
     def end_stage(self, stage: Stage) -> None:
         owner, own = self._owner(stage)
         owner.end_stage(own)
         super().end_stage(stage)
         self._gather_options()
+        self.train(self.training)
 
     def after_update(self) -> None:
-        for part in self._asked:
+        for part in self._learning:
             part.after_update()
 
     def selectable(self) -> bool:
-        return all(part.selectable() for part in self._asked)
+        return all(part.selectable() for part in self._learning)
 
     def search(self, stage: Stage, trial: Callable[[], Trial]) -> dict[str, Any]:
         owner, own = self._owner(stage)

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from methods.base import TokenReducer
 from methods.config import Knob, Options, Sweep, Traits
-from methods.recipes import ParameterGroup, Stage, fine_tuning_stage, short_stage
+from methods.precision import ScalarsInFloat32
+from methods.recipes import FINE_TUNE, ParameterGroup, Stage, fine_tuning_stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
 
 SOFT, HARD = "soft", "hard"  # stages
 SMALL_TASKS = ("cola", "rte", "mrpc", "stsb", "wnli")  # ten epochs of soft pruning instead of one
+SQUAD_LENGTH = 384  # of its published training, probably; thresholds start from the same multiple of the mean score
 SHORT_THRESHOLD, SHORT_TRAVEL = 5e-3, 2e-3  # of the last layer, and how far it is learned; a mean score is 1/128
 
 
@@ -38,7 +40,8 @@ class LtpOptions(Options):
         pruning_weight: weight of the regulariser, a sum over layers [lambda].
         score_divisor: what the attention received is divided by, beside the heads: "reference", a fixed
             `reference_length`, or "live", the tokens present.
-        reference_length: padded length of the published training; the mean score is its inverse, whatever the text.
+        reference_length: padded length of the published training (GLUE: 128; the recipe sets 384 for SQuAD, and a third
+            of the threshold); the mean score is its inverse, whatever the text.
         regularise_over: "real" tokens, or "padded" as the public code counts.
         noisy_scores: in training, scores are read after attention dropout, as in the public code.
         mask_only: pruned tokens are hidden as keys and still computed, as in the public code: saves nothing.
@@ -77,7 +80,7 @@ def starting_thresholds(options: LtpOptions, layers: int) -> Tensor:
 
 
 @register("ltp")
-class Ltp(TokenReducer):
+class Ltp(ScalarsInFloat32, TokenReducer):
     """Prunes between attention and feed-forward; how many tokens go depends on the text."""
 
     options_class = LtpOptions
@@ -92,12 +95,14 @@ class Ltp(TokenReducer):
     )
     sweep = Sweep(option="thresholds", values=(0.25, 0.5, 0.75, 1.25, 1.5, 2.0, 3.0), relative=True, retrains=False)
 
+    _keep_in_fp32_modules_strict = {"thresholds"}  # noqa: RUF012
+
     def build(self) -> None:
         self.thresholds = nn.Parameter(starting_thresholds(self.options, self.backbone.num_layers))
 
     def prunes(self, layer: int) -> bool:
-        """Whether `layer` has a threshold at all."""
-        return layer > 0 or self.options.schedule == "paper"
+        """Whether `layer` has a threshold at all; none has in the stage that trains the dense model."""
+        return self.stage != FINE_TUNE and (layer > 0 or self.options.schedule == "paper")
 
     def needs_scores(self, layer: int) -> bool:
         return self.prunes(layer)
@@ -159,8 +164,13 @@ class Ltp(TokenReducer):
 
     @classmethod
     def task_options(cls, task: Any, recipe: str = "paper") -> dict[str, Any]:
-        """The short recipe starts from milder thresholds: it has no time to win back what these lose."""
-        return {"final_threshold": SHORT_THRESHOLD} if recipe == "short" else {}
+        """SQuAD's divisor; the short recipe starts from milder thresholds, as it cannot win back what these lose."""
+        if recipe == "short":
+            return {"final_threshold": SHORT_THRESHOLD}
+        if task.name != "squad_v2":
+            return {}
+        threshold = LtpOptions.final_threshold * LtpOptions.reference_length / SQUAD_LENGTH
+        return {"reference_length": SQUAD_LENGTH, "final_threshold": threshold}
 
     @classmethod
     def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:

@@ -25,11 +25,14 @@ from methods.config import Knob, Options, Sweep, Traits
 from methods.distillation import softened_divergence
 from methods.hard_concrete import BOUND, open_bits, open_probability, sample
 from methods.mac_constraint import sparsity
+from methods.precision import ScalarsInFloat32
 from methods.ranking import arp2, bins_of
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
+from methods.teacher import Teacher
 
+PRUNE = "prune"
 INITIAL_LOGA, INITIAL_STD = 10.0, 0.01  # every rank open, every gate closed
 LEAST_RANKING = 0.01  # of its weight, after the warm-up
 # Of pattern, lambda_1 and lambda_2. At equal rates, as published, few updates swing far past the target and back.
@@ -94,7 +97,7 @@ class TopOptions(Options):
 
 
 @register("top")
-class Top(TokenReducer):
+class Top(ScalarsInFloat32, TokenReducer):
     """Prunes by relative rank with a pattern that training fixes; [CLS] is not ranked and always stays."""
 
     options_class = TopOptions
@@ -108,6 +111,8 @@ class Top(TokenReducer):
         knob=Knob(option="target_sparsity", most=0.95),
     )
     sweep = Sweep(option="target_sparsity", values=(0.2, 0.4, 0.6, 0.8))
+
+    _keep_in_fp32_modules_strict = {"rank_loga", "gate_loga", "lambda_1", "lambda_2"}  # noqa: RUF012
 
     def build(self) -> None:
         layers, first = self.backbone.num_layers, self.options.first_location
@@ -124,10 +129,13 @@ class Top(TokenReducer):
         self.register_buffer("texts", torch.zeros(self.backbone.max_length + 1, dtype=torch.long))
         self.texts: Tensor
         self._pattern: tuple[Tensor, list[bool]] | None = None  # decided once for a pass
+        self._copied: Teacher | None = None  # the teacher, where none was set
 
     # Pruning
 
     def needs_scores(self, layer: int) -> bool:
+        if self.stage == FINE_TUNE:
+            return False
         if self.training:
             return layer + 1 in self.locations or layer in self.ranked_layers
         if layer + 1 not in self.locations:
@@ -136,7 +144,9 @@ class Top(TokenReducer):
         return prunes[layer + 1 - self.locations[0]]
 
     def before_layer(self, state: TokenState) -> Decision | None:
-        """Training scales the input of each location; heads over tokens prune here."""
+        """Training scales the input of each location; heads over tokens prune here. The dense stage does nothing."""
+        if self.stage == FINE_TUNE:
+            return None
         if state.layer == 0 and not self.training:
             self._pattern = self._decide()
         if state.layer not in self.locations:
@@ -240,8 +250,18 @@ class Top(TokenReducer):
 
     # Training
 
+    @property
+    def teacher(self) -> Teacher:
+        """As for any method; a copy of the model as it stands is taken anew where the stage that prunes begins."""
+        if self._teacher is None:
+            self._teacher = self._copied = Teacher(self.model)
+        return self._teacher
+
     def losses(self, state: TokenState, logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
-        """Logit distillation (no labels; values are learned from gold), the constraint and rank distillation."""
+        """Logit distillation (no labels; values are learned from gold), the constraint and rank distillation; in the
+        stage that trains the dense model, the task loss."""
+        if self.stage == FINE_TUNE:
+            return super().losses(state, logits, inputs)
         assert inputs.labels is not None
         if state.mode != "masked":
             raise ValueError("packed mode does not compare ranks with a teacher's; train in masked mode")
@@ -280,6 +300,8 @@ class Top(TokenReducer):
     def begin_stage(self, stage: Stage, updates: int) -> None:
         super().begin_stage(stage, updates)
         self.texts.zero_()
+        if stage.name == PRUNE and self._teacher is self._copied:
+            self._teacher = None
 
     def after_update(self) -> None:
         with torch.no_grad():
@@ -298,12 +320,12 @@ class Top(TokenReducer):
     def recipe_stages(cls, task: Any, recipe: str = "paper", family: str = "bert") -> list[Stage]:
         """Fine-tune; prune that model, its embeddings frozen, with its unpruned self as the teacher."""
         if recipe == "short":
-            stage = short_stage("prune", start="dense", epochs=1)
+            stage = short_stage(PRUNE, start="dense", epochs=1)
             return [stage.but(teacher="dense", batch_size=16, groups=_groups(5e-5, *SHORT_RATES))]
         teacher_epochs = 10 if task.name in ("mrpc", "rte", "stsb", "cola", "wnli") else 3
         epochs = SETTINGS.get(task.name, DEFAULT_SETTINGS)[3]
         teach = Stage(name=FINE_TUNE, start="pretrained", epochs=teacher_epochs)
-        prune = Stage(name="prune", teacher="previous", epochs=epochs, groups=_groups(1e-5, 0.02, 0.02, 0.02))
+        prune = Stage(name=PRUNE, teacher="previous", epochs=epochs, groups=_groups(1e-5, 0.02, 0.02, 0.02))
         return [teach, prune.but(max_grad_norm=1.0, select="best")]
 
 

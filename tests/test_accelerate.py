@@ -20,9 +20,7 @@ from benchmarks.own_rows import own_task
 from benchmarks.runs import load_runs
 from benchmarks.speed_search import NEAR, Point, choose, search
 from benchmarks.timing import ratio_range
-from tests.cases import CASES
 from tests.small_world import BAD, GOOD, NEUTRAL, write_model, write_questions, write_sentences
-from tests.tiny import tiny_reducer
 
 
 def write(path, header, rows, separator=","):
@@ -226,40 +224,6 @@ def test_trials_are_not_exceeded():
 def test_among_those_near_the_target_the_best_score_is_chosen():
     points = [Point(speedup=s, score=q) for s, q in ((1.45, 0.8), (1.6, 0.9), (1.5, 0.7), (1.0, 1.0))]
     assert choose(points, 1.5) is points[1] and points[3].distance(1.5) > NEAR
-
-
-# --- knobs ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [name for name in CASES if methods.lookup(name).traits.knob])
-def test_knobs_name_options_and_go_there_and_back(name):
-    cls = methods.lookup(name)
-    knob = cls.traits.knob
-    assert knob.option in cls.options_class.__dataclass_fields__
-    if knob.after_training:
-        return
-    for pressure in (0.0, 0.3, 1.0):
-        cls.options_class(**{knob.option: knob.at(pressure)})
-        assert knob.pressure(knob.at(pressure)) == pytest.approx(pressure, abs=0.01)
-
-
-def test_what_works_after_training_saves_nothing_at_first_and_most_at_last():
-    able = [name for name in CASES if (knob := methods.lookup(name).traits.knob) and knob.after_training]
-    assert set(able) == {"lat", "deebert", "pabee"}
-    for name in able:
-        reducer = tiny_reducer(name)
-        ids = torch.randint(5, 60, (16, 12))
-        costs = []
-        for pressure in (0.0, 1.0):
-            reducer.press(pressure)
-            costs.append(int(reducer.macs(reducer(input_ids=ids).trace).sum()))
-        dense = int(reducer.backbone.dense_macs(torch.full((16,), 12)).sum())
-        assert costs[0] >= dense > costs[1]
-
-
-def test_other_methods_say_that_they_cannot():
-    with pytest.raises(ValueError, match="transkimmer has no option that changes its speed after training"):
-        tiny_reducer("transkimmer").press(0.5)
 
 
 # --- times ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -121,6 +123,30 @@ def test_each_stage_trains_its_own_part():
         assert ("off_ramps" in result["loss_terms"]) == (stage is second)
     assert not any("off_ramps" in name for name in moved["skim"])
     assert {name.split(".")[0] + "." + name.split(".")[1] for name in moved["deebert:off_ramps"]} == {"parts.deebert"}
+
+
+@pytest.mark.parametrize("early_exit", LEAVING)
+@pytest.mark.parametrize("reducer", REDUCERS)
+def test_the_exit_learns_on_the_model_as_reduced_in_use(reducer, early_exit):
+    """In its stage tokens are dropped as in eval(), the loss is the exit's alone, and no part of the reducer moves."""
+    together = build(reducer, early_exit).float()
+    stage = together.stages(get_task("synthetic_pair"), "short")[-1]
+    groups = tuple(replace(group, weight_decay=0.1) for group in stage.groups)
+    batch = make_batch() | {"labels": torch.tensor([0, 1, 2, 1, 0])}
+    together.begin_stage(stage, 3)
+    together.eval()
+    for module in together.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    with torch.no_grad(), together.parts[reducer].mode("masked"):
+        used = together.parts[reducer](**batch)
+    output = together.train()(**batch)
+    assert torch.equal(output.trace.ffn_tokens, used.trace.ffn_tokens) and not together.parts[reducer].training
+    assert set(output.losses) == set(together.parts[early_exit](**batch).losses) and together.model.training
+    before = {name: value.clone() for name, value in together.named_parameters() if name.startswith(f"parts.{reducer}")}
+    train_stage(together, stage.but(batch_size=8, groups=groups), features()[:24], 0, seed=1, compute=Compute())
+    assert all(torch.equal(value, before[name]) for name, value in together.named_parameters() if name in before)
+    assert together.train().parts[reducer].training
 
 
 def test_what_a_part_finds_reaches_the_saved_options():

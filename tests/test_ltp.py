@@ -11,7 +11,7 @@ import methods
 from benchmarks.tasks import get_task
 from benchmarks.train import Compute, train_stage
 from methods.encoder import encode
-from methods.ltp import HARD, SOFT, starting_thresholds
+from methods.ltp import HARD, SOFT, Ltp, LtpOptions, starting_thresholds
 from methods.state import StateOptions
 from tests.test_training import features
 from tests.tiny import LENGTHS, batch_for, labels_for, make_batch, tiny_model
@@ -98,6 +98,13 @@ def test_invariant_6_starting_thresholds():
     torch.testing.assert_close(paper, torch.arange(1, 13) * 0.01 / 12)
     assert float(code[0]) == 0 and float(paper[-1]) == pytest.approx(0.01)
     assert float(code[-1]) == pytest.approx(0.009167, abs=1e-6)
+
+
+def test_squad_is_divided_by_its_own_length_and_starts_from_the_same_multiple_of_the_mean():
+    glue, squad = ({**vars(LtpOptions()), **Ltp.task_options(get_task(name))} for name in ("sst2", "squad_v2"))
+    assert (glue["reference_length"], squad["reference_length"]) == (128, 384)
+    assert glue["final_threshold"] * 128 == pytest.approx(squad["final_threshold"] * 384)
+    assert Ltp.task_options(get_task("sst2")) == {}  # published records have nothing else
 
 
 @pytest.mark.parametrize(("schedule", "first_prunes"), [("code", False), ("paper", True)])

@@ -230,21 +230,6 @@ def test_a_stage_runs_inside_trainer(world):
     assert reducer.stage is None and reducer.progress == 1.0
 
 
-@pytest.mark.filterwarnings("ignore:PoWER-BERT search")  # three updates lower no count
-def test_power_bert_learns_its_counts_inside_trainer(world):
-    """Its stages need to be told of; afterwards the counts are options that are saved."""
-    model = transformers.BertForSequenceClassification.from_pretrained(world / "model", num_labels=2)
-    reducer = methods.create("power_bert", model)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(world / "reducer")
-    search = next(stage for stage in reducer.stages(_Task()) if "search" in stage.name or "retention" in stage.name)
-    trainer(world, reducer, rows(tokenizer), callbacks=[StageCallback(search)]).train()
-    assert reducer.options.retention_configuration is not None
-
-
-class _Task:
-    name, kind, skim_weight, sequence_length = "mood", "classification", 0.5, 64
-
-
 def test_accelerate_trains_and_gathers(world):
     reducer = methods.load(world / "reducer").train()
     tokenizer = transformers.AutoTokenizer.from_pretrained(world / "reducer")
