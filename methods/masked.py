@@ -21,7 +21,7 @@ def straight_through(keep: Tensor, gate: Tensor, new: Tensor, old: Tensor) -> Te
     Args:
         keep: (batch, seq_len) bool; gate: the same shape, float; new, old: (batch, seq_len, hidden_size).
     """
-    slope = (gate - gate.detach()).unsqueeze(-1)
+    slope = (gate - gate.detach()).to(new.dtype).unsqueeze(-1)  # a float32 gate must not promote half-precision states
     return torch.where(keep.unsqueeze(-1), new, old) + slope * (new - old)
 
 
