@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 from methods.backbone import Backbone
-from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Sweep, Traits, build_options
+from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Sweep, Traits, build_options, check_fixed
 from methods.encoder import MODES, encode
 from methods.families import build_model, head_of
 from methods.inputs import checked_inputs
@@ -76,10 +76,17 @@ class TokenReducer(SavedModel):
         return reducer.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
 
     def check_options(self, options: Any) -> None:
-        """Refuse `options` that do not fit the model, by a ValueError; they are checked in themselves already."""
+        """Refuse `options` that do not fit the model, by a ValueError; they are checked in themselves already.
+
+        Called before `build` and at every change. An override asks `super()`, which refuses changes of what is fixed.
+        """
+        check_fixed(self.method_name, self.options, options)
 
     def set_options(self, **changes: Any) -> None:
-        """Replace some options (a searched configuration, a threshold); they are saved with the model."""
+        """Replace some options (a searched configuration, a threshold); they are saved with the model.
+
+        Raises ValueError where a value does not fit the model, or the method's modules were built by that option.
+        """
         options = build_options(self.options_class, self.method_name, vars(self.options) | changes)
         self.check_options(options)
         self.options = options

@@ -23,9 +23,11 @@ class Options:
 
     Attributes:
         later: names of fields that came when there were records already.
+        fixed: names of fields that the method's own modules are built by; they cannot change afterwards.
     """
 
     later: ClassVar[frozenset[str]] = frozenset()
+    fixed: ClassVar[frozenset[str]] = frozenset()
 
     def recorded(self) -> dict[str, Any]:
         """As records have them: without a later field at its default, so that older records name the same run."""
@@ -186,6 +188,16 @@ def build_options(options_class: type[Options], method: str, values: Mapping[str
         listed = ", ".join(known) or "none"
         raise ValueError(f"{method} has no option '{unknown[0]}'; its options: {listed}")
     return options_class(**{key: _tuples(value) for key, value in values.items()})
+
+
+def check_fixed(method: str, old: Options, new: Options) -> None:
+    """Refuse `new` options that differ from the `old` ones in what the method's modules were built by."""
+    for name in sorted(new.fixed):
+        built, wished = getattr(old, name), getattr(new, name)
+        if wished != built:
+            raise ValueError(
+                f"{name} of {method} is built into the reducer and stays {built}; create another one for {wished}"
+            )
 
 
 def _tuples(value: Any) -> Any:

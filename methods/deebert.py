@@ -37,6 +37,8 @@ class DeeBertOptions(Options):
         last_ramp: also consult an off-ramp after the last layer, which no stage trains: the released behaviour.
     """
 
+    fixed = frozenset({"last_ramp"})
+
     threshold: float | tuple[float, ...] = 0.1
     last_ramp: bool = False
 
@@ -88,11 +90,15 @@ class DeeBert(TokenReducer):
     )
     sweep = Sweep(option="threshold", values=(0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.95, 0.99), retrains=False)
 
+    def check_options(self, options: DeeBertOptions) -> None:
+        super().check_options(options)
+        count = self.backbone.num_layers - (not options.last_ramp)
+        if isinstance(options.threshold, tuple) and len(options.threshold) != count:
+            raise ValueError(f"threshold has {len(options.threshold)} values for {count} off-ramps")
+
     def build(self) -> None:
-        backbone, threshold = self.backbone, self.options.threshold
+        backbone = self.backbone
         count = backbone.num_layers - (not self.options.last_ramp)
-        if isinstance(threshold, tuple) and len(threshold) != count:
-            raise ValueError(f"threshold has {len(threshold)} values for {count} off-ramps")
         dropout = getattr(backbone.config, "hidden_dropout_prob", getattr(backbone.config, "dropout", 0.1))
         self.off_ramps = nn.ModuleList(
             OffRamp(backbone.first_dense(), backbone.num_labels, dropout) for _ in range(count)

@@ -115,8 +115,11 @@ class DeFormer(TokenReducer):
         self.cache: PassageCache | None = None
         self._fingerprint = Fingerprint()
         self._initial: dict[str, Tensor] | None = None  # weights that the joint teacher's stage began with
-        if self.split > self.backbone.num_layers:
-            raise ValueError(f"split is {self.split} for {self.backbone.num_layers} layers")
+
+    def check_options(self, options: DeFormerOptions) -> None:
+        super().check_options(options)
+        if options.split is not None and options.split > self.backbone.num_layers:
+            raise ValueError(f"split is {options.split} for {self.backbone.num_layers} layers")
 
     @property
     def split(self) -> int:

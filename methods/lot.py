@@ -180,6 +180,7 @@ class Lot(TokenReducer):
     sweep = Sweep(option="reg_weight", values=(0.2, 4.0, 16.0, 64.0), relative=True)
 
     def check_options(self, options: LotOptions) -> None:
+        super().check_options(options)
         if options.summary and self.backbone.is_rotary:
             raise ValueError(
                 f"the summary token has no position, which the attention of {self.backbone.config.model_type} needs; "
