@@ -19,7 +19,7 @@ from methods.backbone import Backbone
 from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Sweep, Traits, build_options, check_fixed
 from methods.encoder import MODES, encode
 from methods.families import build_model, head_of
-from methods.inputs import checked_inputs
+from methods.inputs import check_keywords, checked_inputs
 from methods.native import class_of, with_head
 from methods.recipes import Stage, Trial, Work, fine_tuning_stage
 from methods.registry import lookup
@@ -262,23 +262,26 @@ class TokenReducer(SavedModel):
         labels: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        **ignored: Any,
+        position_ids: Tensor | None = None,
+        **others: Any,
     ) -> ReducerOutput:
         """Run a batch.
 
         Args:
             input_ids, attention_mask, token_type_ids: (batch, seq_len), padded on the right.
+            position_ids: (batch, seq_len) or (1, seq_len); as the stock model counts where left out.
             labels: (batch,) class ids or values; (batch, seq_len) class ids of tokens, negative where there is none
                 (-100), for token classification. start_positions, end_positions: (batch,) for span heads.
         Returns:
             Logits, trace and, with labels, the loss and its terms.
         Raises:
             ValueError: an empty batch or sequence, padding on the left, a text longer than the model, shapes that
-                differ.
+                differ, or another keyword of the stock model's that would change the result.
         """
+        check_keywords(others)
         if start_positions is not None and end_positions is not None:
             labels = torch.stack((start_positions, end_positions), dim=1)
-        inputs = self.check_inputs(input_ids, attention_mask, token_type_ids, labels)
+        inputs = self.check_inputs(input_ids, attention_mask, token_type_ids, labels, position_ids)
         return self.run(inputs)
 
     def run(self, inputs: Inputs) -> ReducerOutput:
@@ -311,9 +314,10 @@ class TokenReducer(SavedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> Inputs:
         """Check a batch and complete it; see `methods.inputs`."""
-        return checked_inputs(self.backbone, input_ids, attention_mask, token_type_ids, labels)
+        return checked_inputs(self.backbone, input_ids, attention_mask, token_type_ids, labels, position_ids)
 
     # Cost
 

@@ -140,13 +140,14 @@ class DeFormer(TokenReducer):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> Inputs:
         """As for any method; then the texts are told apart and the second one's positions begin anew.
 
         Raises:
             ValueError: a text without a second one, unless `single_texts` allows it.
         """
-        inputs = super().check_inputs(input_ids, attention_mask, token_type_ids, labels)
+        inputs = super().check_inputs(input_ids, attention_mask, token_type_ids, labels, position_ids)
         starts = second_starts(inputs, separator_of(self.backbone.config, self.options.separator_id))
         if not self.options.single_texts and not torch.compiler.is_exporting():
             check_pairs(starts, input_ids.shape[1], "set single_texts=True to run such texts whole")
@@ -200,7 +201,8 @@ class DeFormer(TokenReducer):
         """
         if self.training:
             raise ValueError("call eval() before precompute: states with dropout are of no use")
-        inputs = self.check_inputs(batch["input_ids"], batch.get("attention_mask"), batch.get("token_type_ids"))
+        read = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+        inputs = self.check_inputs(**{name: batch[name] for name in read if name in batch})
         self.cache = PassageCache() if self.cache is None else self.cache
         tokens, keys = self._passages(inputs)
         trace = fill(self.cache, self.backbone, self.split, inputs, tokens, keys)

@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from methods.backbone import Backbone
 from methods.state import Inputs
+
+# Keywords of stock models that change what is computed or returned, and that reducers do not take.
+NOT_TAKEN = (
+    "inputs_embeds",
+    "head_mask",
+    "encoder_hidden_states",
+    "encoder_attention_mask",
+    "past_key_values",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "cu_seqlens",
+    "output_hidden_states",
+    "output_attentions",
+)
+
+
+def check_keywords(given: Mapping[str, Any]) -> None:
+    """Refuse keywords that a stock model would obey; others (`return_dict`, columns of a data set) change nothing.
+
+    Raises:
+        ValueError: one of `NOT_TAKEN` that is neither None nor False.
+    """
+    for name in NOT_TAKEN:
+        if given.get(name) is not None and given[name] is not False:
+            raise ValueError(f"reducers do not take {name}; leave it out, or call the stock model, `reducer.model`")
 
 
 def checked_inputs(
@@ -15,6 +43,7 @@ def checked_inputs(
     attention_mask: Tensor | None = None,
     token_type_ids: Tensor | None = None,
     labels: Tensor | None = None,
+    position_ids: Tensor | None = None,
 ) -> Inputs:
     """Check a batch and complete it.
 
@@ -24,7 +53,12 @@ def checked_inputs(
     if input_ids.dim() != 2 or input_ids.numel() == 0:
         raise ValueError(f"input_ids must be (batch, seq_len) with at least one token, got {tuple(input_ids.shape)}")
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    for name, tensor in (("attention_mask", mask), ("token_type_ids", token_type_ids)):
+    if position_ids is None:
+        position_ids = backbone.position_ids(input_ids)
+    elif position_ids.shape == (1, input_ids.shape[1]):
+        position_ids = position_ids.expand_as(input_ids)
+    given = {"attention_mask": mask, "token_type_ids": token_type_ids, "position_ids": position_ids}
+    for name, tensor in given.items():
         if tensor is not None and tensor.shape != input_ids.shape:
             raise ValueError(f"{name} is {tuple(tensor.shape)} but input_ids is {tuple(input_ids.shape)}")
     mask = mask.bool()
@@ -41,7 +75,7 @@ def checked_inputs(
     return Inputs(
         input_ids=input_ids,
         attention_mask=mask,
-        position_ids=backbone.position_ids(input_ids),
+        position_ids=position_ids,
         token_type_ids=token_type_ids,
         labels=labels,
     )
