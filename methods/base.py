@@ -67,13 +67,18 @@ class TokenReducer(SavedModel):
 
     @classmethod
     def around(cls, model: transformers.PreTrainedModel, **options: Any) -> TokenReducer:
-        """Wrap `model`, whose weights are shared, not copied."""
+        """Wrap `model`, whose weights are shared, neither copied nor cast."""
         headed = with_head(cls, head_of(model))
         checked = build_options(cls.options_class, cls.method_name, options)
         reducer = headed(ReducerConfig.of(cls.method_name, checked, model), model)
         reducer.train(model.training)
-        # transformers wraps `to` such that type checkers take it for a plain function, without its `self`.
-        return reducer.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
+        stock = set(model.modules())
+        for module in reducer.modules():
+            if module not in stock:  # what `build` added follows the model's first weight
+                module._apply(
+                    lambda x: x.to(model.device, model.dtype if x.is_floating_point() else None), recurse=False
+                )
+        return reducer
 
     def check_options(self, options: Any) -> None:
         """Refuse `options` that do not fit the model, by a ValueError; they are checked in themselves already.

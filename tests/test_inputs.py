@@ -151,6 +151,19 @@ def test_a_model_runs_in_its_own_precision(name, dtype):
             assert reducer(**make_batch()).logits.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["dense", "transkimmer", "top", "deebert", "transkimmer+deebert"])
+def test_a_model_of_several_precisions_keeps_them(name):
+    """What the method adds takes that of the first weight; a model's own are its owner's."""
+    model = tiny_model("bert").bfloat16()
+    model.classifier.float()
+    before = {key: (weight.dtype, weight.data_ptr()) for key, weight in model.state_dict().items()}
+    reducer = methods.create(name, model)
+    assert {key: (weight.dtype, weight.data_ptr()) for key, weight in model.state_dict().items()} == before
+    own = [weight for key, weight in reducer.named_parameters() if not key.startswith("model.")]
+    assert {weight.dtype for weight in own} <= {torch.bfloat16} and bool(own) == (name != "dense")
+    assert all(isinstance(weight, torch.nn.Parameter) for weight in own)
+
+
 # Modes and cost ------------------------------------------------------------------------------------------------------
 
 
