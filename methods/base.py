@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from methods.backbone import Backbone
 from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Sweep, Traits, build_options, check_fixed
 from methods.encoder import MODES, encode
-from methods.families import build_model, head_of
+from methods.families import MULTI_LABEL, build_model, head_of
 from methods.inputs import check_keywords, checked_inputs
 from methods.native import class_of, with_head
 from methods.recipes import Stage, Trial, Work, fine_tuning_stage
@@ -52,12 +52,16 @@ class TokenReducer(SavedModel):
         self.observed: dict[str, list[float]] = {}  # what `observe` noted in that stage
         self._forced_mode: str | None = None
         self._teacher: Teacher | None = None
-        reason = self.traits.unsupported.get(self.backbone.head)
-        if reason is not None:
-            raise ValueError(f"{self.method_name} does not support {self.backbone.head}: {reason}")
+        self._refuse(self.backbone.head, *(["multi_label"] if self.backbone.multi_label else []))
         self.check_options(self.options)
         self.build()
         self.post_init()
+
+    def _refuse(self, *kinds: str) -> None:
+        for kind in kinds:
+            reason = self.traits.unsupported.get(kind)
+            if reason is not None:
+                raise ValueError(f"{self.method_name} does not support {kind}: {reason}")
 
     def build(self) -> None:
         """Create the method's own modules (predictors, off-ramps), initialised as the paper says."""
@@ -322,7 +326,14 @@ class TokenReducer(SavedModel):
         position_ids: Tensor | None = None,
     ) -> Inputs:
         """Check a batch and complete it; see `methods.inputs`."""
-        return checked_inputs(self.backbone, input_ids, attention_mask, token_type_ids, labels, position_ids)
+        inputs = checked_inputs(self.backbone, input_ids, attention_mask, token_type_ids, labels, position_ids)
+        labels, head = inputs.labels, self.backbone.head
+        if labels is not None and labels.is_floating_point() and head == "classification":  # as stock models note it
+            self._refuse("multi_label")
+            for config in (self.backbone.config, self.config):
+                config.problem_type = MULTI_LABEL
+            self.config.backbone_config["problem_type"] = MULTI_LABEL
+        return inputs
 
     # Cost
 

@@ -76,7 +76,8 @@ class Traits:
     Attributes:
         title: as the papers print it.
         optimization, decision_input, dropped, strategy: the columns of Transkimmer's Table 1.
-        unsupported: head -> the reason from the method's definition; also "single_text", for methods of text pairs.
+        unsupported: head -> the reason from the method's definition; also "multi_label", labels that may hold together,
+            and "single_text", for methods of text pairs.
         as_released: options with which the method computes what its published code computes where that is not real
             removal text by text; empty where the code does the same, or none was published.
         released_removes: the published code removes tokens, if not the same, so that it is charged for those it keeps.

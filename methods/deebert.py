@@ -84,6 +84,7 @@ class DeeBert(TokenReducer):
         pads="computed",
         unsupported={
             "regression": "the entropy of a single output is always 0, so the exit rule is undefined",
+            "multi_label": "the entropy of the exit rule is that of classes of which exactly one holds",
             **TOKEN_REASONS,
         },
         knob=Knob(option="threshold", after_training=True),

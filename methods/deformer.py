@@ -218,8 +218,9 @@ class DeFormer(TokenReducer):
         losses["task"] = options.task_weight * losses["task"]
         if options.kd_weight or options.lrs_weight:
             lesson = self.teacher.teach(inputs)
+            head, several = self.backbone.head, self.backbone.multi_label
             divergence = softened_divergence(
-                logits, lesson.logits, options.temperature, self.backbone.head, inputs.attention_mask
+                logits, lesson.logits, options.temperature, head, inputs.attention_mask, multi_label=several
             )
             losses["distillation"] = options.kd_weight * divergence
             losses["similarity"] = options.lrs_weight * self.similarity(state, lesson)

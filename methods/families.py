@@ -19,6 +19,7 @@ ARCHITECTURES = {  # head -> how the names of the stock classes that carry it en
 }
 HEADS = tuple(ARCHITECTURES)
 TOKEN_HEADS = ("span_qa", "token_classification")  # these read every token, the others one state of a text
+MULTI_LABEL = "multi_label_classification"  # the stock configurations' `problem_type` of labels that may hold together
 StockModule = Any  # a stock model, encoder or layer, whose parts differ by family and are found by name
 
 

@@ -68,14 +68,32 @@ def checked_inputs(
         raise ValueError(
             f"texts of {input_ids.shape[1]} tokens are longer than the model's {backbone.max_length}; truncate them"
         )
-    if labels is not None and len(labels) != len(input_ids):
-        raise ValueError(f"{len(labels)} labels for {len(input_ids)} sequences")
-    if labels is not None and backbone.head == "token_classification" and labels.shape != input_ids.shape:
-        raise ValueError(f"labels are {tuple(labels.shape)} but input_ids is {tuple(input_ids.shape)}")
     return Inputs(
         input_ids=input_ids,
         attention_mask=mask,
         position_ids=position_ids,
         token_type_ids=token_type_ids,
-        labels=labels,
+        labels=None if labels is None else checked_labels(backbone, labels, input_ids),
     )
+
+
+def checked_labels(backbone: Backbone, labels: Tensor, input_ids: Tensor) -> Tensor:
+    """Labels as losses read them: (batch,) long classes, or, where several may hold at once, (batch, num_labels) float.
+
+    Values of a regression, spans and labels of tokens stay as they are. Where the model's configuration leaves open
+    whether classes exclude one another, labels decide, as in the stock model: float ones may hold together.
+
+    Raises:
+        ValueError: labels of another batch, shape or kind.
+    """
+    rows, classes = len(input_ids), backbone.num_labels
+    if len(labels) != rows:
+        raise ValueError(f"{len(labels)} labels for {rows} sequences")
+    if backbone.head == "token_classification" and labels.shape != input_ids.shape:
+        raise ValueError(f"labels are {tuple(labels.shape)} but input_ids is {tuple(input_ids.shape)}")
+    if backbone.head != "classification":
+        return labels
+    together = backbone.multi_label or (backbone.config.problem_type is None and labels.is_floating_point())
+    if together and labels.shape != (rows, classes):
+        raise ValueError(f"labels that may hold together must be (batch, {classes}), got {tuple(labels.shape)}")
+    return labels.float() if together and not labels.is_floating_point() else labels

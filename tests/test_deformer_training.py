@@ -155,6 +155,23 @@ def test_distillation_by_hand():
     assert float(softened_divergence(values, values + 2, 5.0, "regression")) == 4.0
 
 
+def test_labels_that_may_hold_together_are_distilled_one_by_one():
+    """All true beside all false: softmax over the labels would see no difference."""
+    model = tiny_model("bert", problem_type="multi_label_classification")
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.fill_(6.0)
+    reducer = methods.create("deformer", model, lrs_weight=0.0, task_weight=0.0, kd_weight=1.0).train()
+    teacher = copy.deepcopy(model)
+    teacher.classifier.bias.data.fill_(-6.0)
+    reducer.set_teacher(teacher)
+    batch = pair_batch()
+    labels = torch.zeros(len(batch["input_ids"]), 3)
+    found = reducer(**batch, labels=labels).losses["distillation"]
+    taught, own = torch.tensor([-3.0, 0.0]).softmax(0), torch.tensor([3.0, 0.0]).softmax(0)  # at a temperature of 2
+    torch.testing.assert_close(found.float(), 4 * (taught * (taught / own).log()).sum())
+
+
 def test_weights_of_the_three_terms():
     """Each option scales its own term; without distillation and similarity no teacher is made."""
     batch = pair_batch()
