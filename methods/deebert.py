@@ -49,7 +49,7 @@ class DeeBertOptions(Options):
 
 
 class OffRamp(nn.Module):
-    """Pooler and classifier of one layer: [CLS] (sequences, hidden_size) -> (sequences, num_labels)."""
+    """Pooler and classifier of one layer: (sequences, hidden_size), as a head reads it, -> (sequences, num_labels)."""
 
     def __init__(self, first_dense: nn.Linear, num_labels: int, dropout: float) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class DeeBert(TokenReducer):
         if state.layer >= len(self.off_ramps):
             return None
         ramp = cast(OffRamp, self.off_ramps[state.layer])
-        logits = ramp(state.of_texts(self.backbone))
+        logits = ramp(state.read(self.backbone))
         overhead = torch.full(logits.shape[:1], ramp.macs, device=logits.device)
         if self.training:
             state.notes["ramp_logits"].append(logits)
