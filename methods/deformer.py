@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from methods.base import TokenReducer
 from methods.config import Options, Sweep, Traits
 from methods.distillation import softened_divergence, state_distance
+from methods.initial_weights import InitialWeights
 from methods.pairs import as_pairs, check_pairs, second_starts, separator_of
 from methods.passage_cache import Fingerprint, PassageCache, fill, lower_parts, passage_keys
 from methods.recipes import ParameterGroup, Stage, short_stage
@@ -61,6 +62,7 @@ class DeFormerOptions(Options):
         lrs_layers: "mean" over the upper layers as released, or "sum" as the paper writes.
         student: what the decomposed model starts from: the joint "teacher"'s weights; those in the "upper" layers and
             the head alone, and below what the joint model began with; or the latter, the "initial" ones, everywhere.
+            Both stages are for one reducer: `methods.load` of one saved between them has the teacher's weights alone.
         restart_positions: the second text's positions begin anew; without, its states depend on the first's length.
         single_texts: a text without a second one runs whole instead of being refused.
         separator_id: token that closes a text, where token types do not tell the texts apart; None takes it from the
@@ -114,7 +116,7 @@ class DeFormer(TokenReducer):
     def build(self) -> None:
         self.cache: PassageCache | None = None
         self._fingerprint = Fingerprint()
-        self._initial: dict[str, Tensor] | None = None  # weights that the joint teacher's stage began with
+        self.initial = InitialWeights()  # that the joint teacher's stage began with; kept until the student starts
 
     def check_options(self, options: DeFormerOptions) -> None:
         super().check_options(options)
@@ -282,15 +284,15 @@ class DeFormer(TokenReducer):
     def begin_stage(self, stage: Stage, updates: int) -> None:
         super().begin_stage(stage, updates)
         if stage.name == JOINT and self.options.student != "teacher":
-            self._initial = {name: weight.detach().clone() for name, weight in self.model.state_dict().items()}
-        elif self._initial is not None:
+            self.initial.note(self.model)
+        elif self.initial:
             upper = {weight for layer in self.backbone.layers[self.split :] for weight in layer.parameters()}
             lower = {weight for part in lower_parts(self.backbone, self.split) for weight in part.parameters()}
             with torch.no_grad():
                 for name, weight in self.model.named_parameters():
                     if self.options.student == "initial" or weight in lower - upper:  # ALBERT's layers are one
-                        weight.copy_(self._initial[name])
-            self._initial = None
+                        weight.copy_(self.initial[name])
+            self.initial.forget()
 
     @classmethod
     def sweep_options(cls, value: float, own: Mapping[str, Any], layers: int) -> dict[str, Any]:
