@@ -19,6 +19,7 @@ ARCHITECTURES = {  # head -> how the names of the stock classes that carry it en
 }
 HEADS = tuple(ARCHITECTURES)
 TOKEN_HEADS = ("span_qa", "token_classification")  # these read every token, the others one state of a text
+CAUSAL = ("is_decoder", "add_cross_attention")  # fields of a stock configuration with which a model is no encoder
 MULTI_LABEL = "multi_label_classification"  # the stock configurations' `problem_type` of labels that may hold together
 StockModule = Any  # a stock model, encoder or layer, whose parts differ by family and are found by name
 
@@ -199,6 +200,9 @@ def head_named(architecture: str, config: Any) -> str:
     family = getattr(config, "model_type", architecture)
     if family not in SPECS:
         raise ValueError(f"backbone '{family}' is not supported; use one of: {', '.join(SPECS)}")
+    for name in CAUSAL:
+        if getattr(config, name, False):
+            raise ValueError(f"{name}=True is not supported: reducers run encoders, whose tokens all see one another")
     head = next((head for head, suffix in ARCHITECTURES.items() if architecture.endswith(suffix)), None)
     if head is None:
         kinds = ", ".join(f"*{suffix}" for suffix in dict.fromkeys(ARCHITECTURES.values()))

@@ -7,6 +7,8 @@ import torch
 import transformers
 
 import methods
+from methods.config import ReducerConfig
+from methods.native import class_of
 from tests.cases import CASES
 from tests.tiny import FAMILIES, HEADS, batch_for, logits_of, make_batch, tiny_config, tiny_model, tiny_reducer
 
@@ -162,6 +164,21 @@ def test_a_model_of_several_precisions_keeps_them(name):
     own = [weight for key, weight in reducer.named_parameters() if not key.startswith("model.")]
     assert {weight.dtype for weight in own} <= {torch.bfloat16} and bool(own) == (name != "dense")
     assert all(isinstance(weight, torch.nn.Parameter) for weight in own)
+
+
+@pytest.mark.parametrize("change", ["is_decoder", "add_cross_attention"])
+def test_models_that_are_no_encoders_are_refused(change):
+    """With the configuration alone, too, as a saved one has it."""
+    config = tiny_config("bert", **({"is_decoder": True} | {change: True}))
+    message = "is_decoder=True is not supported: reducers run encoders"
+    with pytest.raises(ValueError, match=message):
+        methods.create("dense", transformers.BertForSequenceClassification(config))
+    model = tiny_model("roberta")
+    setattr(model.config, change, True)
+    with pytest.raises(ValueError, match=f"{change}=True is not supported"):
+        methods.create("transkimmer", model)
+    with pytest.raises(ValueError, match=f"{change}=True is not supported"):
+        class_of(ReducerConfig.of("dense", methods.lookup("dense").options_class(), model))
 
 
 # Modes and cost ------------------------------------------------------------------------------------------------------
