@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from methods.backbone import Backbone
 from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Sweep, Traits, build_options, check_fixed
 from methods.encoder import MODES, encode
-from methods.families import MULTI_LABEL, build_model, head_of
+from methods.families import MULTI_LABEL, build_model, check_stock, head_of
 from methods.inputs import check_keywords, checked_inputs
 from methods.native import class_of, with_head
 from methods.recipes import Stage, Trial, Work, fine_tuning_stage
@@ -73,6 +73,7 @@ class TokenReducer(SavedModel):
     def around(cls, model: transformers.PreTrainedModel, **options: Any) -> TokenReducer:
         """Wrap `model`, whose weights are shared, neither copied nor cast."""
         headed = with_head(cls, head_of(model))
+        check_stock(model)
         checked = build_options(cls.options_class, cls.method_name, options)
         reducer = headed(ReducerConfig.of(cls.method_name, checked, model), model)
         reducer.train(model.training)

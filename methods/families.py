@@ -195,6 +195,20 @@ def head_of(model: nn.Module) -> str:
     return head_named(type(model).__name__, getattr(model, "config", None))
 
 
+def check_stock(model: nn.Module) -> None:
+    """Refuse a class of the user's own, whose `forward` a reducer would pass by and which no saved one could name.
+
+    Raises:
+        ValueError: its class is none of transformers'.
+    """
+    name = type(model).__name__
+    if type(model) is not getattr(transformers, name, None):
+        raise ValueError(
+            f"{type(model).__module__}.{name} is no class of transformers: its own forward would not be called; put "
+            "its weights into a stock model, or wrap modules of that (hooks and adapters are called)"
+        )
+
+
 def head_named(architecture: str, config: Any) -> str:
     """Which of `HEADS` the class named `architecture` carries under `config`; see `head_of`."""
     family = getattr(config, "model_type", architecture)

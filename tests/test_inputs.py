@@ -166,6 +166,15 @@ def test_a_model_of_several_precisions_keeps_them(name):
     assert all(isinstance(weight, torch.nn.Parameter) for weight in own)
 
 
+def test_subclasses_of_stock_models_are_refused():
+    """Whatever they are called: what they override would be passed by, and what is saved could not be loaded."""
+    members = {"__module__": "mine", "forward": lambda self, **inputs: 100 * super().forward(**inputs).logits}
+    for name in ("MyBertForSequenceClassification", "BertForSequenceClassification"):
+        own = type(name, (transformers.BertForSequenceClassification,), members)
+        with pytest.raises(ValueError, match=f"mine.{name} is no class of transformers: its own forward would not be"):
+            methods.create("dense", own(tiny_config("bert")))
+
+
 @pytest.mark.parametrize("change", ["is_decoder", "add_cross_attention"])
 def test_models_that_are_no_encoders_are_refused(change):
     """With the configuration alone, too, as a saved one has it."""
