@@ -280,8 +280,9 @@ class TokenReducer(SavedModel):
         Args:
             input_ids, attention_mask, token_type_ids: (batch, seq_len), padded on the right.
             position_ids: (batch, seq_len) or (1, seq_len); as the stock model counts where left out.
-            labels: (batch,) class ids or values; (batch, seq_len) class ids of tokens, negative where there is none
-                (-100), for token classification. start_positions, end_positions: (batch,) for span heads.
+            labels: (batch,) class ids (-100: none) or values; (batch, num_labels) float where several may hold at once;
+                (batch, seq_len) class ids of tokens, negative where there is none (-100), for token classification.
+            start_positions, end_positions: (batch,) for span heads; behind the text: none.
         Returns:
             Logits, trace and, with labels, the loss and its terms.
         Raises:
@@ -290,7 +291,7 @@ class TokenReducer(SavedModel):
         """
         check_keywords(others)
         if start_positions is not None and end_positions is not None:
-            labels = torch.stack((start_positions, end_positions), dim=1)
+            labels = torch.stack((start_positions.flatten(), end_positions.flatten()), dim=1)
         inputs = self.check_inputs(input_ids, attention_mask, token_type_ids, labels, position_ids)
         return self.run(inputs)
 

@@ -221,8 +221,8 @@ def head_named(architecture: str, config: Any) -> str:
     if head is None:
         kinds = ", ".join(f"*{suffix}" for suffix in dict.fromkeys(ARCHITECTURES.values()))
         raise ValueError(f"{architecture} has no supported head; use a model of these kinds: {kinds}")
-    regression = head == "classification" and (config.num_labels == 1 or config.problem_type == "regression")
-    return "regression" if regression else head
+    kind = config.problem_type or ("regression" if config.num_labels == 1 else None)  # as stock models tell
+    return "regression" if head == "classification" and kind == "regression" else head
 
 
 def build_model(architecture: str, config: transformers.PreTrainedConfig) -> transformers.PreTrainedModel:

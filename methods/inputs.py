@@ -80,8 +80,9 @@ def checked_inputs(
 def checked_labels(backbone: Backbone, labels: Tensor, input_ids: Tensor) -> Tensor:
     """Labels as losses read them: (batch,) long classes, or, where several may hold at once, (batch, num_labels) float.
 
-    Values of a regression, spans and labels of tokens stay as they are. Where the model's configuration leaves open
-    whether classes exclude one another, labels decide, as in the stock model: float ones may hold together.
+    Classes may be (batch, 1); values, (batch, num_labels) or (batch,), spans and labels of tokens stay as they are.
+    Where the model's configuration leaves open whether classes exclude one another, labels decide, as in the stock
+    model: float ones may hold together.
 
     Raises:
         ValueError: labels of another batch, shape or kind.
@@ -91,9 +92,15 @@ def checked_labels(backbone: Backbone, labels: Tensor, input_ids: Tensor) -> Ten
         raise ValueError(f"{len(labels)} labels for {rows} sequences")
     if backbone.head == "token_classification" and labels.shape != input_ids.shape:
         raise ValueError(f"labels are {tuple(labels.shape)} but input_ids is {tuple(input_ids.shape)}")
+    if backbone.head == "regression" and labels.numel() != rows * classes:
+        raise ValueError(f"values must be (batch, {classes}), got {tuple(labels.shape)}")
     if backbone.head != "classification":
         return labels
     together = backbone.multi_label or (backbone.config.problem_type is None and labels.is_floating_point())
     if together and labels.shape != (rows, classes):
         raise ValueError(f"labels that may hold together must be (batch, {classes}), got {tuple(labels.shape)}")
-    return labels.float() if together and not labels.is_floating_point() else labels
+    if together:
+        return labels if labels.is_floating_point() else labels.float()
+    if labels.numel() != rows or labels.is_floating_point():
+        raise ValueError(f"class ids must be (batch,) whole numbers, got {labels.dtype} {tuple(labels.shape)}")
+    return labels.flatten().long()

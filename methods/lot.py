@@ -27,6 +27,7 @@ from methods.config import Knob, Options, Sweep, Traits
 from methods.recipes import BACKWARD, FINE_TUNE, ParameterGroup, Stage, Work, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
+from methods.task_loss import IGNORED
 
 ROUTER_SIZE = 256
 INITIALIZER_STD = 0.02
@@ -252,7 +253,7 @@ class Lot(TokenReducer):
         """What saliency is taken of: the logit of the gold class, not its loss; (batch,).
 
         Our extension: the sum of the gold logits of a span's start and end (none where the answer lies outside the
-        text), of all labelled tokens or of several labels at once; in regression, the output.
+        text), of all labelled tokens or of several labels at once; in regression, the output; 0 without a class.
         """
         if self.backbone.head == "regression":
             return logits.sum(dim=1)
@@ -267,7 +268,8 @@ class Lot(TokenReducer):
             return chosen.masked_fill(~labelled, 0.0).sum(dim=1)
         if labels.is_floating_point():
             return (logits * labels).sum(dim=1)
-        return logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+        chosen = logits.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1)
+        return chosen.masked_fill(labels == IGNORED, 0.0)
 
     @classmethod
     def stage_work(cls, stage: Stage, options: Mapping[str, Any]) -> Work:
