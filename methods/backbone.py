@@ -26,7 +26,7 @@ from methods.families import MULTI_LABEL, SPECS, TOKEN_HEADS, StockModule, head_
 Outputs = TypeVar("Outputs")
 
 
-def checkpointed(layer: StockModule, block: Callable[..., Outputs], *tensors: Tensor) -> Outputs:
+def checkpointed(layer: StockModule, block: Callable[..., Outputs], *tensors: Tensor | None) -> Outputs:
     """`block(*tensors)`, computed again in the backward pass where the user asked for that.
 
     Asking is transformers' own `activation_checkpointing_enable`, which marks the stock layers.
