@@ -362,7 +362,8 @@ class TokenReducer(SavedModel):
 
         Args:
             trace: of a pass of this reducer.
-            padding: "none" (each text at its own length), "batch" or "sequence".
+            padding: "none" (each text at its own length; variants that compute padding: as the batch was), "batch" or
+                "sequence".
             length: the padded length, for "batch" and "sequence".
         Returns:
             (batch,) long; the layers' as in `Backbone.layer_macs`.
@@ -371,15 +372,16 @@ class TokenReducer(SavedModel):
         """
         if padding not in PADDINGS:
             raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, got '{padding}'")
-        backbone, entered = self.backbone, trace.input_lengths
+        backbone, entered = self.backbone, trace.entered
         if padding == "none":
             attention, pairs, ffn = trace.attention_tokens, trace.attention_pairs, trace.ffn_tokens
         else:
             if length is None:
                 raise ValueError(f"padding '{padding}' needs the padded length")
-            padded = torch.as_tensor(length, device=entered.device).expand_as(entered)
-            if bool((padded < entered).any()):
-                raise ValueError(f"padded length {length} is shorter than a text of {int(entered.max())} tokens")
+            lengths = trace.input_lengths
+            padded = torch.as_tensor(length, device=lengths.device).expand_as(lengths)
+            if bool((padded < lengths).any()):
+                raise ValueError(f"padded length {length} is shorter than a text of {int(lengths.max())} tokens")
             attention, pairs, ffn = self.executed_tokens(trace, padded)
             entered = padded if self.computes_pads else entered
         head = backbone.head_macs(entered) * ~trace.exited

@@ -54,7 +54,8 @@ class LotOptions(Options):
         summary_bias: added to the attention logits of that summary token; 1.0 in the public code.
         forward: "leap", or "as_released": leaping tokens are hidden as keys but refined as queries, nothing is saved.
         router_context: what is added to a token's state for its router: the mean state of the "valid_mean" tokens, or,
-            "padded_mean", of padding too, which is then computed and routed like any token.
+            "padded_mean", of padding too, which is then computed and routed like any token; every cost is
+            that of the batch as it was padded.
         label_softmax: saliencies are normalised over the "valid_non_cls" tokens or over "all_positions".
         sample_in_eval: draw decisions at evaluation too, as the public code does.
     """

@@ -178,6 +178,8 @@ class TokenState(ABC):
 
     def __init__(self, inputs: Inputs, trace: Trace, options: StateOptions) -> None:
         self.inputs, self.trace = inputs, trace
+        if options.run_padding and not options.refine_removed:  # which is charged as dense, without padding
+            trace.entered = torch.full_like(trace.input_lengths, trace.padded_length)
         self.training = options.training
         self._options = options
         self.notes: dict[str, list[Any]] = defaultdict(list)
