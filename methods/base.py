@@ -20,9 +20,8 @@ from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Swee
 from methods.encoder import MODES, encode
 from methods.families import MULTI_LABEL, build_model, check_stock, head_of
 from methods.inputs import check_keywords, checked_inputs
-from methods.native import class_of, with_head
+from methods.native import with_head
 from methods.recipes import Stage, Trial, Work, fine_tuning_stage
-from methods.registry import lookup
 from methods.saving import SavedModel
 from methods.state import Decision, Inputs, StateOptions, TokenState
 from methods.task_loss import task_loss
@@ -400,27 +399,3 @@ class TokenReducer(SavedModel):
             name -> (batch,) long; nothing for most methods.
         """
         return {}
-
-
-def create(name: str, model: transformers.PreTrainedModel, **options: Any) -> TokenReducer:
-    """Put the method `name` on `model`, a task model of a supported family and head (`methods.backbone.ARCHITECTURES`).
-
-    Raises:
-        KeyError: unknown method. ValueError: unsupported model, head or option.
-    """
-    return lookup(name).around(model, **options)
-
-
-def load(path: str, **kwargs: Any) -> TokenReducer:
-    """Load what `save_pretrained` wrote: JSON and safetensors only.
-
-    Raises:
-        ValueError: `path` holds no reducer.
-    """
-    try:
-        config = ReducerConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"'{path}' is neither a folder that holds a saved reducer nor one on the hub") from error
-    if not isinstance(config, ReducerConfig) or config.model_type != ReducerConfig.model_type:
-        raise ValueError(f"'{path}' holds a '{config.model_type}' model, not a saved reducer")
-    return class_of(config).from_pretrained(path, config=config, **kwargs)
