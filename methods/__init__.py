@@ -7,9 +7,10 @@ reducer = methods.create("transkimmer", model, skim_weight=0.3)
 from importlib import import_module
 from pkgutil import iter_modules
 
-from methods.base import TokenReducer, create, load
+from methods.base import TokenReducer
 from methods.card import Facts
 from methods.config import PADDINGS, Knob, Options, ReducerConfig, ReducerOutput, Sweep, Traits
+from methods.entry import create, load
 from methods.recipes import ParameterGroup, Stage, Trial
 from methods.registry import available, lookup, register
 from methods.stage_callback import StageCallback

@@ -21,12 +21,12 @@ import transformers
 from torch import Tensor, nn
 from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
-from methods.families import SPECS, TOKEN_HEADS, StockModule, head_of
+from methods.families import MULTI_LABEL, SPECS, TOKEN_HEADS, StockModule, head_of
 
 Outputs = TypeVar("Outputs")
 
 
-def checkpointed(layer: StockModule, block: Callable[..., Outputs], *tensors: Tensor) -> Outputs:
+def checkpointed(layer: StockModule, block: Callable[..., Outputs], *tensors: Tensor | None) -> Outputs:
     """`block(*tensors)`, computed again in the backward pass where the user asked for that.
 
     Asking is transformers' own `activation_checkpointing_enable`, which marks the stock layers.
@@ -60,6 +60,11 @@ class Backbone:
         self.intermediate_size: int = getattr(config, self.spec.intermediate_size)
         self.num_labels: int = config.num_labels
         self.max_length: int = config.max_position_embeddings - self._position_offset
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether labels of a text may hold together; known from the configuration, or since labels were seen."""
+        return self.head == "classification" and self.config.problem_type == MULTI_LABEL
 
     @property
     def _position_offset(self) -> int:

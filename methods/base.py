@@ -16,13 +16,12 @@ import transformers
 from torch import Tensor, nn
 
 from methods.backbone import Backbone
-from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Sweep, Traits, build_options
+from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Sweep, Traits, build_options, check_fixed
 from methods.encoder import MODES, encode
-from methods.families import build_model, head_of
-from methods.inputs import checked_inputs
-from methods.native import class_of, with_head
+from methods.families import MULTI_LABEL, build_model, check_stock, head_of
+from methods.inputs import check_keywords, checked_inputs
+from methods.native import with_head
 from methods.recipes import Stage, Trial, Work, fine_tuning_stage
-from methods.registry import lookup
 from methods.saving import SavedModel
 from methods.state import Decision, Inputs, StateOptions, TokenState
 from methods.task_loss import task_loss
@@ -52,12 +51,16 @@ class TokenReducer(SavedModel):
         self.observed: dict[str, list[float]] = {}  # what `observe` noted in that stage
         self._forced_mode: str | None = None
         self._teacher: Teacher | None = None
-        reason = self.traits.unsupported.get(self.backbone.head)
-        if reason is not None:
-            raise ValueError(f"{self.method_name} does not support {self.backbone.head}: {reason}")
+        self._refuse(self.backbone.head, *(["multi_label"] if self.backbone.multi_label else []))
         self.check_options(self.options)
         self.build()
         self.post_init()
+
+    def _refuse(self, *kinds: str) -> None:
+        for kind in kinds:
+            reason = self.traits.unsupported.get(kind)
+            if reason is not None:
+                raise ValueError(f"{self.method_name} does not support {kind}: {reason}")
 
     def build(self) -> None:
         """Create the method's own modules (predictors, off-ramps), initialised as the paper says."""
@@ -67,19 +70,32 @@ class TokenReducer(SavedModel):
 
     @classmethod
     def around(cls, model: transformers.PreTrainedModel, **options: Any) -> TokenReducer:
-        """Wrap `model`, whose weights are shared, not copied."""
+        """Wrap `model`, whose weights are shared, neither copied nor cast."""
         headed = with_head(cls, head_of(model))
+        check_stock(model)
         checked = build_options(cls.options_class, cls.method_name, options)
         reducer = headed(ReducerConfig.of(cls.method_name, checked, model), model)
         reducer.train(model.training)
-        # transformers wraps `to` such that type checkers take it for a plain function, without its `self`.
-        return reducer.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
+        stock = set(model.modules())
+        for module in reducer.modules():
+            if module not in stock:  # what `build` added follows the model's first weight
+                module._apply(
+                    lambda x: x.to(model.device, model.dtype if x.is_floating_point() else None), recurse=False
+                )
+        return reducer
 
     def check_options(self, options: Any) -> None:
-        """Refuse `options` that do not fit the model, by a ValueError; they are checked in themselves already."""
+        """Refuse `options` that do not fit the model, by a ValueError; they are checked in themselves already.
+
+        Called before `build` and at every change. An override asks `super()`, which refuses changes of what is fixed.
+        """
+        check_fixed(self.method_name, self.options, options)
 
     def set_options(self, **changes: Any) -> None:
-        """Replace some options (a searched configuration, a threshold); they are saved with the model."""
+        """Replace some options (a searched configuration, a threshold); they are saved with the model.
+
+        Raises ValueError where a value does not fit the model, or the method's modules were built by that option.
+        """
         options = build_options(self.options_class, self.method_name, vars(self.options) | changes)
         self.check_options(options)
         self.options = options
@@ -255,23 +271,27 @@ class TokenReducer(SavedModel):
         labels: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        **ignored: Any,
+        position_ids: Tensor | None = None,
+        **others: Any,
     ) -> ReducerOutput:
         """Run a batch.
 
         Args:
             input_ids, attention_mask, token_type_ids: (batch, seq_len), padded on the right.
-            labels: (batch,) class ids or values; (batch, seq_len) class ids of tokens, negative where there is none
-                (-100), for token classification. start_positions, end_positions: (batch,) for span heads.
+            position_ids: (batch, seq_len) or (1, seq_len); as the stock model counts where left out.
+            labels: (batch,) class ids (-100: none) or values; (batch, num_labels) float where several may hold at once;
+                (batch, seq_len) class ids of tokens, negative where there is none (-100), for token classification.
+            start_positions, end_positions: (batch,) for span heads; behind the text: none.
         Returns:
             Logits, trace and, with labels, the loss and its terms.
         Raises:
             ValueError: an empty batch or sequence, padding on the left, a text longer than the model, shapes that
-                differ.
+                differ, or another keyword of the stock model's that would change the result.
         """
+        check_keywords(others)
         if start_positions is not None and end_positions is not None:
-            labels = torch.stack((start_positions, end_positions), dim=1)
-        inputs = self.check_inputs(input_ids, attention_mask, token_type_ids, labels)
+            labels = torch.stack((start_positions.flatten(), end_positions.flatten()), dim=1)
+        inputs = self.check_inputs(input_ids, attention_mask, token_type_ids, labels, position_ids)
         return self.run(inputs)
 
     def run(self, inputs: Inputs) -> ReducerOutput:
@@ -304,9 +324,17 @@ class TokenReducer(SavedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> Inputs:
         """Check a batch and complete it; see `methods.inputs`."""
-        return checked_inputs(self.backbone, input_ids, attention_mask, token_type_ids, labels)
+        inputs = checked_inputs(self.backbone, input_ids, attention_mask, token_type_ids, labels, position_ids)
+        labels, head = inputs.labels, self.backbone.head
+        if labels is not None and labels.is_floating_point() and head == "classification":  # as stock models note it
+            self._refuse("multi_label")
+            for config in (self.backbone.config, self.config):
+                config.problem_type = MULTI_LABEL
+            self.config.backbone_config["problem_type"] = MULTI_LABEL
+        return inputs
 
     # Cost
 
@@ -333,7 +361,8 @@ class TokenReducer(SavedModel):
 
         Args:
             trace: of a pass of this reducer.
-            padding: "none" (each text at its own length), "batch" or "sequence".
+            padding: "none" (each text at its own length; variants that compute padding: as the batch was), "batch" or
+                "sequence".
             length: the padded length, for "batch" and "sequence".
         Returns:
             (batch,) long; the layers' as in `Backbone.layer_macs`.
@@ -342,15 +371,16 @@ class TokenReducer(SavedModel):
         """
         if padding not in PADDINGS:
             raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, got '{padding}'")
-        backbone, entered = self.backbone, trace.input_lengths
+        backbone, entered = self.backbone, trace.entered
         if padding == "none":
             attention, pairs, ffn = trace.attention_tokens, trace.attention_pairs, trace.ffn_tokens
         else:
             if length is None:
                 raise ValueError(f"padding '{padding}' needs the padded length")
-            padded = torch.as_tensor(length, device=entered.device).expand_as(entered)
-            if bool((padded < entered).any()):
-                raise ValueError(f"padded length {length} is shorter than a text of {int(entered.max())} tokens")
+            lengths = trace.input_lengths
+            padded = torch.as_tensor(length, device=lengths.device).expand_as(lengths)
+            if bool((padded < lengths).any()):
+                raise ValueError(f"padded length {length} is shorter than a text of {int(lengths.max())} tokens")
             attention, pairs, ffn = self.executed_tokens(trace, padded)
             entered = padded if self.computes_pads else entered
         head = backbone.head_macs(entered) * ~trace.exited
@@ -369,27 +399,3 @@ class TokenReducer(SavedModel):
             name -> (batch,) long; nothing for most methods.
         """
         return {}
-
-
-def create(name: str, model: transformers.PreTrainedModel, **options: Any) -> TokenReducer:
-    """Put the method `name` on `model`, a task model of a supported family and head (`methods.backbone.ARCHITECTURES`).
-
-    Raises:
-        KeyError: unknown method. ValueError: unsupported model, head or option.
-    """
-    return lookup(name).around(model, **options)
-
-
-def load(path: str, **kwargs: Any) -> TokenReducer:
-    """Load what `save_pretrained` wrote: JSON and safetensors only.
-
-    Raises:
-        ValueError: `path` holds no reducer.
-    """
-    try:
-        config = ReducerConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"'{path}' is neither a folder that holds a saved reducer nor one on the hub") from error
-    if not isinstance(config, ReducerConfig) or config.model_type != ReducerConfig.model_type:
-        raise ValueError(f"'{path}' holds a '{config.model_type}' model, not a saved reducer")
-    return class_of(config).from_pretrained(path, config=config, **kwargs)

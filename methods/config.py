@@ -23,9 +23,11 @@ class Options:
 
     Attributes:
         later: names of fields that came when there were records already.
+        fixed: names of fields that the method's own modules are built by; they cannot change afterwards.
     """
 
     later: ClassVar[frozenset[str]] = frozenset()
+    fixed: ClassVar[frozenset[str]] = frozenset()
 
     def recorded(self) -> dict[str, Any]:
         """As records have them: without a later field at its default, so that older records name the same run."""
@@ -74,7 +76,8 @@ class Traits:
     Attributes:
         title: as the papers print it.
         optimization, decision_input, dropped, strategy: the columns of Transkimmer's Table 1.
-        unsupported: head -> the reason from the method's definition; also "single_text", for methods of text pairs.
+        unsupported: head -> the reason from the method's definition; also "multi_label", labels that may hold together,
+            and "single_text", for methods of text pairs.
         as_released: options with which the method computes what its published code computes where that is not real
             removal text by text; empty where the code does the same, or none was published.
         released_removes: the published code removes tokens, if not the same, so that it is charged for those it keeps.
@@ -186,6 +189,16 @@ def build_options(options_class: type[Options], method: str, values: Mapping[str
         listed = ", ".join(known) or "none"
         raise ValueError(f"{method} has no option '{unknown[0]}'; its options: {listed}")
     return options_class(**{key: _tuples(value) for key, value in values.items()})
+
+
+def check_fixed(method: str, old: Options, new: Options) -> None:
+    """Refuse `new` options that differ from the `old` ones in what the method's modules were built by."""
+    for name in sorted(new.fixed):
+        built, wished = getattr(old, name), getattr(new, name)
+        if wished != built:
+            raise ValueError(
+                f"{name} of {method} is built into the reducer and stays {built}; create another one for {wished}"
+            )
 
 
 def _tuples(value: Any) -> Any:

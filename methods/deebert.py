@@ -37,6 +37,8 @@ class DeeBertOptions(Options):
         last_ramp: also consult an off-ramp after the last layer, which no stage trains: the released behaviour.
     """
 
+    fixed = frozenset({"last_ramp"})
+
     threshold: float | tuple[float, ...] = 0.1
     last_ramp: bool = False
 
@@ -47,7 +49,7 @@ class DeeBertOptions(Options):
 
 
 class OffRamp(nn.Module):
-    """Pooler and classifier of one layer: [CLS] (sequences, hidden_size) -> (sequences, num_labels)."""
+    """Pooler and classifier of one layer: (sequences, hidden_size), as a head reads it, -> (sequences, num_labels)."""
 
     def __init__(self, first_dense: nn.Linear, num_labels: int, dropout: float) -> None:
         super().__init__()
@@ -82,17 +84,22 @@ class DeeBert(TokenReducer):
         pads="computed",
         unsupported={
             "regression": "the entropy of a single output is always 0, so the exit rule is undefined",
+            "multi_label": "the entropy of the exit rule is that of classes of which exactly one holds",
             **TOKEN_REASONS,
         },
         knob=Knob(option="threshold", after_training=True),
     )
     sweep = Sweep(option="threshold", values=(0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.95, 0.99), retrains=False)
 
+    def check_options(self, options: DeeBertOptions) -> None:
+        super().check_options(options)
+        count = self.backbone.num_layers - (not options.last_ramp)
+        if isinstance(options.threshold, tuple) and len(options.threshold) != count:
+            raise ValueError(f"threshold has {len(options.threshold)} values for {count} off-ramps")
+
     def build(self) -> None:
-        backbone, threshold = self.backbone, self.options.threshold
+        backbone = self.backbone
         count = backbone.num_layers - (not self.options.last_ramp)
-        if isinstance(threshold, tuple) and len(threshold) != count:
-            raise ValueError(f"threshold has {len(threshold)} values for {count} off-ramps")
         dropout = getattr(backbone.config, "hidden_dropout_prob", getattr(backbone.config, "dropout", 0.1))
         self.off_ramps = nn.ModuleList(
             OffRamp(backbone.first_dense(), backbone.num_labels, dropout) for _ in range(count)
@@ -103,7 +110,7 @@ class DeeBert(TokenReducer):
         if state.layer >= len(self.off_ramps):
             return None
         ramp = cast(OffRamp, self.off_ramps[state.layer])
-        logits = ramp(state.of_texts(self.backbone))
+        logits = ramp(state.read(self.backbone))
         overhead = torch.full(logits.shape[:1], ramp.macs, device=logits.device)
         if self.training:
             state.notes["ramp_logits"].append(logits)

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from methods.base import TokenReducer
 from methods.config import Options, Sweep, Traits
 from methods.distillation import softened_divergence, state_distance
+from methods.initial_weights import InitialWeights
 from methods.pairs import as_pairs, check_pairs, second_starts, separator_of
 from methods.passage_cache import Fingerprint, PassageCache, fill, lower_parts, passage_keys
 from methods.recipes import ParameterGroup, Stage, short_stage
@@ -61,6 +62,7 @@ class DeFormerOptions(Options):
         lrs_layers: "mean" over the upper layers as released, or "sum" as the paper writes.
         student: what the decomposed model starts from: the joint "teacher"'s weights; those in the "upper" layers and
             the head alone, and below what the joint model began with; or the latter, the "initial" ones, everywhere.
+            Both stages are for one reducer: `methods.load` of one saved between them has the teacher's weights alone.
         restart_positions: the second text's positions begin anew; without, its states depend on the first's length.
         single_texts: a text without a second one runs whole instead of being refused.
         separator_id: token that closes a text, where token types do not tell the texts apart; None takes it from the
@@ -114,9 +116,12 @@ class DeFormer(TokenReducer):
     def build(self) -> None:
         self.cache: PassageCache | None = None
         self._fingerprint = Fingerprint()
-        self._initial: dict[str, Tensor] | None = None  # weights that the joint teacher's stage began with
-        if self.split > self.backbone.num_layers:
-            raise ValueError(f"split is {self.split} for {self.backbone.num_layers} layers")
+        self.initial = InitialWeights()  # that the joint teacher's stage began with; kept until the student starts
+
+    def check_options(self, options: DeFormerOptions) -> None:
+        super().check_options(options)
+        if options.split is not None and options.split > self.backbone.num_layers:
+            raise ValueError(f"split is {options.split} for {self.backbone.num_layers} layers")
 
     @property
     def split(self) -> int:
@@ -137,13 +142,14 @@ class DeFormer(TokenReducer):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> Inputs:
         """As for any method; then the texts are told apart and the second one's positions begin anew.
 
         Raises:
             ValueError: a text without a second one, unless `single_texts` allows it.
         """
-        inputs = super().check_inputs(input_ids, attention_mask, token_type_ids, labels)
+        inputs = super().check_inputs(input_ids, attention_mask, token_type_ids, labels, position_ids)
         starts = second_starts(inputs, separator_of(self.backbone.config, self.options.separator_id))
         if not self.options.single_texts and not torch.compiler.is_exporting():
             check_pairs(starts, input_ids.shape[1], "set single_texts=True to run such texts whole")
@@ -197,7 +203,8 @@ class DeFormer(TokenReducer):
         """
         if self.training:
             raise ValueError("call eval() before precompute: states with dropout are of no use")
-        inputs = self.check_inputs(batch["input_ids"], batch.get("attention_mask"), batch.get("token_type_ids"))
+        read = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+        inputs = self.check_inputs(**{name: batch[name] for name in read if name in batch})
         self.cache = PassageCache() if self.cache is None else self.cache
         tokens, keys = self._passages(inputs)
         trace = fill(self.cache, self.backbone, self.split, inputs, tokens, keys)
@@ -213,8 +220,9 @@ class DeFormer(TokenReducer):
         losses["task"] = options.task_weight * losses["task"]
         if options.kd_weight or options.lrs_weight:
             lesson = self.teacher.teach(inputs)
+            head, several = self.backbone.head, self.backbone.multi_label
             divergence = softened_divergence(
-                logits, lesson.logits, options.temperature, self.backbone.head, inputs.attention_mask
+                logits, lesson.logits, options.temperature, head, inputs.attention_mask, multi_label=several
             )
             losses["distillation"] = options.kd_weight * divergence
             losses["similarity"] = options.lrs_weight * self.similarity(state, lesson)
@@ -276,15 +284,15 @@ class DeFormer(TokenReducer):
     def begin_stage(self, stage: Stage, updates: int) -> None:
         super().begin_stage(stage, updates)
         if stage.name == JOINT and self.options.student != "teacher":
-            self._initial = {name: weight.detach().clone() for name, weight in self.model.state_dict().items()}
-        elif self._initial is not None:
+            self.initial.note(self.model)
+        elif self.initial:
             upper = {weight for layer in self.backbone.layers[self.split :] for weight in layer.parameters()}
             lower = {weight for part in lower_parts(self.backbone, self.split) for weight in part.parameters()}
             with torch.no_grad():
                 for name, weight in self.model.named_parameters():
                     if self.options.student == "initial" or weight in lower - upper:  # ALBERT's layers are one
-                        weight.copy_(self._initial[name])
-            self._initial = None
+                        weight.copy_(self.initial[name])
+            self.initial.forget()
 
     @classmethod
     def sweep_options(cls, value: float, own: Mapping[str, Any], layers: int) -> dict[str, Any]:

@@ -10,7 +10,13 @@ from methods.packing import unpad
 
 
 def softened_divergence(
-    student: Tensor, teacher: Tensor, temperature: float, head: str, real: Tensor | None = None
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    head: str,
+    real: Tensor | None = None,
+    *,
+    multi_label: bool = False,
 ) -> Tensor:
     """tau^2 * KL(teacher || student) of predictions softened by the temperature tau, the mean over texts; scalar.
 
@@ -18,12 +24,15 @@ def softened_divergence(
         student, teacher: logits as a head of the kind `head` gives them. For spans it is the mean over start and end,
             and padding has no part; for a regression the squared difference, which no temperature changes.
         real: (batch, seq_len) bool, over which the mean of token classification is taken; only needed there.
+        multi_label: labels may hold together, so that each has a distribution of its own; the mean is over them, too.
     """
     student, teacher = student.float(), teacher.float()
     if head == "regression":
         return F.mse_loss(student, teacher)
     if head == "span_qa":
         student, teacher = (logits.transpose(1, 2) for logits in (student, teacher))
+    if multi_label:
+        student, teacher = (torch.stack((logits, torch.zeros_like(logits)), dim=-1) for logits in (student, teacher))
     if head == "token_classification":
         assert real is not None
         student, teacher = unpad(student, real), unpad(teacher, real)

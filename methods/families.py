@@ -19,6 +19,8 @@ ARCHITECTURES = {  # head -> how the names of the stock classes that carry it en
 }
 HEADS = tuple(ARCHITECTURES)
 TOKEN_HEADS = ("span_qa", "token_classification")  # these read every token, the others one state of a text
+CAUSAL = ("is_decoder", "add_cross_attention")  # fields of a stock configuration with which a model is no encoder
+MULTI_LABEL = "multi_label_classification"  # the stock configurations' `problem_type` of labels that may hold together
 StockModule = Any  # a stock model, encoder or layer, whose parts differ by family and are found by name
 
 
@@ -193,17 +195,34 @@ def head_of(model: nn.Module) -> str:
     return head_named(type(model).__name__, getattr(model, "config", None))
 
 
+def check_stock(model: nn.Module) -> None:
+    """Refuse a class of the user's own, whose `forward` a reducer would pass by and which no saved one could name.
+
+    Raises:
+        ValueError: its class is none of transformers'.
+    """
+    name = type(model).__name__
+    if type(model) is not getattr(transformers, name, None):
+        raise ValueError(
+            f"{type(model).__module__}.{name} is no class of transformers: its own forward would not be called; put "
+            "its weights into a stock model, or wrap modules of that (hooks and adapters are called)"
+        )
+
+
 def head_named(architecture: str, config: Any) -> str:
     """Which of `HEADS` the class named `architecture` carries under `config`; see `head_of`."""
     family = getattr(config, "model_type", architecture)
     if family not in SPECS:
         raise ValueError(f"backbone '{family}' is not supported; use one of: {', '.join(SPECS)}")
+    for name in CAUSAL:
+        if getattr(config, name, False):
+            raise ValueError(f"{name}=True is not supported: reducers run encoders, whose tokens all see one another")
     head = next((head for head, suffix in ARCHITECTURES.items() if architecture.endswith(suffix)), None)
     if head is None:
         kinds = ", ".join(f"*{suffix}" for suffix in dict.fromkeys(ARCHITECTURES.values()))
         raise ValueError(f"{architecture} has no supported head; use a model of these kinds: {kinds}")
-    regression = head == "classification" and (config.num_labels == 1 or config.problem_type == "regression")
-    return "regression" if regression else head
+    kind = config.problem_type or ("regression" if config.num_labels == 1 else None)  # as stock models tell
+    return "regression" if head == "classification" and kind == "regression" else head
 
 
 def build_model(architecture: str, config: transformers.PreTrainedConfig) -> transformers.PreTrainedModel:

@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from methods.backbone import Backbone
 from methods.state import Inputs
+
+# Keywords of stock models that change what is computed or returned, and that reducers do not take.
+NOT_TAKEN = (
+    "inputs_embeds",
+    "head_mask",
+    "encoder_hidden_states",
+    "encoder_attention_mask",
+    "past_key_values",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "cu_seqlens",
+    "output_hidden_states",
+    "output_attentions",
+)
+
+
+def check_keywords(given: Mapping[str, Any]) -> None:
+    """Refuse keywords that a stock model would obey; others (`return_dict`, columns of a data set) change nothing.
+
+    Raises:
+        ValueError: one of `NOT_TAKEN` that is neither None nor False.
+    """
+    for name in NOT_TAKEN:
+        if given.get(name) is not None and given[name] is not False:
+            raise ValueError(f"reducers do not take {name}; leave it out, or call the stock model, `reducer.model`")
 
 
 def checked_inputs(
@@ -15,6 +43,7 @@ def checked_inputs(
     attention_mask: Tensor | None = None,
     token_type_ids: Tensor | None = None,
     labels: Tensor | None = None,
+    position_ids: Tensor | None = None,
 ) -> Inputs:
     """Check a batch and complete it.
 
@@ -24,7 +53,12 @@ def checked_inputs(
     if input_ids.dim() != 2 or input_ids.numel() == 0:
         raise ValueError(f"input_ids must be (batch, seq_len) with at least one token, got {tuple(input_ids.shape)}")
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    for name, tensor in (("attention_mask", mask), ("token_type_ids", token_type_ids)):
+    if position_ids is None:
+        position_ids = backbone.position_ids(input_ids)
+    elif position_ids.shape == (1, input_ids.shape[1]):
+        position_ids = position_ids.expand_as(input_ids)
+    given = {"attention_mask": mask, "token_type_ids": token_type_ids, "position_ids": position_ids}
+    for name, tensor in given.items():
         if tensor is not None and tensor.shape != input_ids.shape:
             raise ValueError(f"{name} is {tuple(tensor.shape)} but input_ids is {tuple(input_ids.shape)}")
     mask = mask.bool()
@@ -34,14 +68,39 @@ def checked_inputs(
         raise ValueError(
             f"texts of {input_ids.shape[1]} tokens are longer than the model's {backbone.max_length}; truncate them"
         )
-    if labels is not None and len(labels) != len(input_ids):
-        raise ValueError(f"{len(labels)} labels for {len(input_ids)} sequences")
-    if labels is not None and backbone.head == "token_classification" and labels.shape != input_ids.shape:
-        raise ValueError(f"labels are {tuple(labels.shape)} but input_ids is {tuple(input_ids.shape)}")
     return Inputs(
         input_ids=input_ids,
         attention_mask=mask,
-        position_ids=backbone.position_ids(input_ids),
+        position_ids=position_ids,
         token_type_ids=token_type_ids,
-        labels=labels,
+        labels=None if labels is None else checked_labels(backbone, labels, input_ids),
     )
+
+
+def checked_labels(backbone: Backbone, labels: Tensor, input_ids: Tensor) -> Tensor:
+    """Labels as losses read them: (batch,) long classes, or, where several may hold at once, (batch, num_labels) float.
+
+    Classes may be (batch, 1); values, (batch, num_labels) or (batch,), spans and labels of tokens stay as they are.
+    Where the model's configuration leaves open whether classes exclude one another, labels decide, as in the stock
+    model: float ones may hold together.
+
+    Raises:
+        ValueError: labels of another batch, shape or kind.
+    """
+    rows, classes = len(input_ids), backbone.num_labels
+    if len(labels) != rows:
+        raise ValueError(f"{len(labels)} labels for {rows} sequences")
+    if backbone.head == "token_classification" and labels.shape != input_ids.shape:
+        raise ValueError(f"labels are {tuple(labels.shape)} but input_ids is {tuple(input_ids.shape)}")
+    if backbone.head == "regression" and labels.numel() != rows * classes:
+        raise ValueError(f"values must be (batch, {classes}), got {tuple(labels.shape)}")
+    if backbone.head != "classification":
+        return labels
+    together = backbone.multi_label or (backbone.config.problem_type is None and labels.is_floating_point())
+    if together and labels.shape != (rows, classes):
+        raise ValueError(f"labels that may hold together must be (batch, {classes}), got {tuple(labels.shape)}")
+    if together:
+        return labels if labels.is_floating_point() else labels.float()
+    if labels.numel() != rows or labels.is_floating_point():
+        raise ValueError(f"class ids must be (batch,) whole numbers, got {labels.dtype} {tuple(labels.shape)}")
+    return labels.flatten().long()

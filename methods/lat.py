@@ -133,6 +133,7 @@ class Lat(TokenReducer):
         self._pass: Pass | None = None  # of training, while it runs
 
     def check_options(self, options: LatOptions) -> None:
+        super().check_options(options)
         check_layers("length_configuration", options.length_configuration, self.backbone.num_layers)
         if not options.protect_cls and not self.backbone.reads_tokens:
             raise ValueError(f"protect_cls=False is for heads over tokens; a {self.backbone.head} head reads [CLS]")

@@ -27,6 +27,7 @@ from methods.config import Knob, Options, Sweep, Traits
 from methods.recipes import BACKWARD, FINE_TUNE, ParameterGroup, Stage, Work, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
+from methods.task_loss import IGNORED
 
 ROUTER_SIZE = 256
 INITIALIZER_STD = 0.02
@@ -53,7 +54,8 @@ class LotOptions(Options):
         summary_bias: added to the attention logits of that summary token; 1.0 in the public code.
         forward: "leap", or "as_released": leaping tokens are hidden as keys but refined as queries, nothing is saved.
         router_context: what is added to a token's state for its router: the mean state of the "valid_mean" tokens, or,
-            "padded_mean", of padding too, which is then computed and routed like any token.
+            "padded_mean", of padding too, which is then computed and routed like any token; every cost is
+            that of the batch as it was padded.
         label_softmax: saliencies are normalised over the "valid_non_cls" tokens or over "all_positions".
         sample_in_eval: draw decisions at evaluation too, as the public code does.
     """
@@ -180,6 +182,7 @@ class Lot(TokenReducer):
     sweep = Sweep(option="reg_weight", values=(0.2, 4.0, 16.0, 64.0), relative=True)
 
     def check_options(self, options: LotOptions) -> None:
+        super().check_options(options)
         if options.summary and self.backbone.is_rotary:
             raise ValueError(
                 f"the summary token has no position, which the attention of {self.backbone.config.model_type} needs; "
@@ -251,7 +254,7 @@ class Lot(TokenReducer):
         """What saliency is taken of: the logit of the gold class, not its loss; (batch,).
 
         Our extension: the sum of the gold logits of a span's start and end (none where the answer lies outside the
-        text), of all labelled tokens or of several labels at once; in regression, the output.
+        text), of all labelled tokens or of several labels at once; in regression, the output; 0 without a class.
         """
         if self.backbone.head == "regression":
             return logits.sum(dim=1)
@@ -266,7 +269,8 @@ class Lot(TokenReducer):
             return chosen.masked_fill(~labelled, 0.0).sum(dim=1)
         if labels.is_floating_point():
             return (logits * labels).sum(dim=1)
-        return logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+        chosen = logits.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1)
+        return chosen.masked_fill(labels == IGNORED, 0.0)
 
     @classmethod
     def stage_work(cls, stage: Stage, options: Mapping[str, Any]) -> Work:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ def straight_through(keep: Tensor, gate: Tensor, new: Tensor, old: Tensor) -> Te
     Args:
         keep: (batch, seq_len) bool; gate: the same shape, float; new, old: (batch, seq_len, hidden_size).
     """
-    slope = (gate - gate.detach()).unsqueeze(-1)
+    slope = (gate - gate.detach()).to(new.dtype).unsqueeze(-1)  # a float32 gate must not promote half-precision states
     return torch.where(keep.unsqueeze(-1), new, old) + slope * (new - old)
 
 
@@ -124,14 +125,16 @@ class MaskedState(TokenState):
         voters = None
         if scores:
             voters = torch.ones_like(self.live) if self._options.all_vote else self._computed
-        attention = partial(
-            masked_attention,
-            keys=keys,
-            dropout=self._dropout(backbone, layer),
-            voters=voters,
-            noisy_scores=self._options.noisy_scores,
-        )
-        context, received, diagonal = checkpointed(layer, attention, query, key, value)
+        settings: dict[str, Any] = {"voters": voters, "noisy_scores": self._options.noisy_scores}
+        settings["dropout"] = self._dropout(backbone, layer)
+
+        def attention(
+            query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None
+        ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            return masked_attention(query, key, value, replace(keys, gate=gate), **settings)
+
+        # The gate is an argument, as reentrant checkpoints follow no gradient through what a block closes over.
+        context, received, diagonal = checkpointed(layer, attention, query, key, value, keys.gate)
         self.hidden = backbone.finish_attention(layer, context, self.hidden)
         self.scores = (
             None

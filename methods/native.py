@@ -53,7 +53,8 @@ def _span_forward(cls: type[TokenReducer]) -> Any:
         token_type_ids: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        **ignored: Any,
+        position_ids: Tensor | None = None,
+        **others: Any,
     ) -> ReducerOutput:
         return cls.forward(
             self,
@@ -62,7 +63,8 @@ def _span_forward(cls: type[TokenReducer]) -> Any:
             token_type_ids,
             start_positions=start_positions,
             end_positions=end_positions,
-            **ignored,
+            position_ids=position_ids,
+            **others,
         )
 
     forward.__doc__ = cls.forward.__doc__

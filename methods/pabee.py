@@ -125,7 +125,7 @@ class Pabee(TokenReducer):
         """What an exit says: values, the class, or which of several labels hold; logits' shape, or (sequences, 1)."""
         if self.backbone.head == "regression":
             return logits
-        if self.backbone.config.problem_type == "multi_label_classification":
+        if self.backbone.multi_label:
             return logits > 0
         return logits.argmax(dim=-1, keepdim=True)
 

@@ -125,6 +125,7 @@ class PowerBert(TokenReducer):
         self.retention: nn.Parameter | None = None  # (layers, max_length), only during the search
 
     def check_options(self, options: PowerBertOptions) -> None:
+        super().check_options(options)
         check_layers("retention_configuration", options.retention_configuration, self.backbone.num_layers)
 
     def needs_scores(self, layer: int) -> bool:

@@ -67,11 +67,30 @@ class Random(TokenReducer):
         return {"keep_schedule": tuple(round(value ** ((layer + 1) / layers), 4) for layer in range(layers))}
 
     def build(self) -> None:
-        layers, schedule = self.backbone.num_layers, self.options.keep_schedule
+        self._followed: tuple[float, ...] | None = None  # a schedule for timing, which may hold no tokens at all
+
+    def check_options(self, options: RandomOptions) -> None:
+        super().check_options(options)
+        layers, schedule = self.backbone.num_layers, options.keep_schedule
         if schedule is not None and len(schedule) != layers:
             raise ValueError(f"keep_schedule has {len(schedule)} shares for {layers} layers")
-        self.leaps = schedule is not None and any(after > before for before, after in pairwise(schedule))
-        self.schedule = schedule or tuple(1 - 0.5 * (layer + 1) / layers for layer in range(layers))
+
+    def set_options(self, **changes: Any) -> None:
+        super().set_options(**changes)
+        self._followed = None
+
+    @property
+    def schedule(self) -> tuple[float, ...]:
+        """Share of a text's tokens that each layer keeps."""
+        layers = self.backbone.num_layers
+        halving = tuple(1 - 0.5 * (layer + 1) / layers for layer in range(layers))
+        return self._followed or self.options.keep_schedule or halving
+
+    @property
+    def leaps(self) -> bool:
+        """Whether tokens come back; never while a schedule is followed for timing."""
+        given = self.options.keep_schedule
+        return self._followed is None and given is not None and any(b > a for a, b in pairwise(given))
 
     def before_layer(self, state: TokenState) -> Decision:
         """Keep ceil(share * length) tokens, [CLS] first among them."""
@@ -86,7 +105,7 @@ class Random(TokenReducer):
         return Decision(leap=~keep & state.live) if self.leaps else Decision(keep=keep)
 
     def follow_schedule(self, shares: Sequence[float]) -> None:
-        self.leaps, self.schedule = False, tuple(shares)
+        self._followed = tuple(shares)
 
     def _text_hash(self, state: TokenState) -> Tensor:
         """One number per text, (sequences,) long."""

@@ -178,6 +178,8 @@ class TokenState(ABC):
 
     def __init__(self, inputs: Inputs, trace: Trace, options: StateOptions) -> None:
         self.inputs, self.trace = inputs, trace
+        if options.run_padding and not options.refine_removed:  # which is charged as dense, without padding
+            trace.entered = torch.full_like(trace.input_lengths, trace.padded_length)
         self.training = options.training
         self._options = options
         self.notes: dict[str, list[Any]] = defaultdict(list)
@@ -208,10 +210,6 @@ class TokenState(ABC):
     @abstractmethod
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the live tokens of each sequence, pads apart; (*tokens, size) -> (sequences, size)."""
-
-    def of_texts(self, backbone: Backbone) -> Tensor:
-        """Hidden state that stands for each text: of [CLS], or the mean of its live tokens where the head averages."""
-        return self.mean(self.hidden) if backbone.averages else self.first_tokens()
 
     def read(self, backbone: Backbone) -> Tensor:
         """What a head over whole texts reads, behind the final norm; (sequences, hidden_size)."""

@@ -71,6 +71,8 @@ class TopOptions(Options):
         noisy_scores: read scores after attention dropout.
     """
 
+    fixed = frozenset({"bins", "first_location"})
+
     target_sparsity: float = 0.5
     bins: int = 50
     first_location: int = 2

@@ -79,6 +79,8 @@ class TrBertOptions(Options):
         policy_layers: 0-based layers before which tokens are selected; None: layer 1 and half the depth.
     """
 
+    fixed = frozenset({"policy_layers"})
+
     length_weight: float = 1.0
     policy_length_weight: float | None = None
     length_norm: str = "padded"
@@ -144,13 +146,17 @@ class TrBert(TokenReducer):
     )
     sweep = Sweep(option="length_weight", values=(0.25, 0.5, 2.0, 4.0), relative=True)
 
-    def build(self) -> None:
-        depth, chosen = self.backbone.num_layers, self.options.policy_layers
+    def check_options(self, options: TrBertOptions) -> None:
+        super().check_options(options)
+        depth, chosen = self.backbone.num_layers, options.policy_layers
         if depth < 2:
             raise ValueError("tr_bert selects tokens after the first layer, and the model has no other")
-        self.policy_layers: tuple[int, ...] = chosen or tuple(sorted({1, depth // 2}))
-        if self.policy_layers[-1] >= depth:
-            raise ValueError(f"policy_layers {self.policy_layers} reach beyond the last of {depth} layers")
+        if chosen is not None and chosen[-1] >= depth:
+            raise ValueError(f"policy_layers {chosen} reach beyond the last of {depth} layers")
+
+    def build(self) -> None:
+        chosen: tuple[int, ...] | None = self.options.policy_layers
+        self.policy_layers = chosen or tuple(sorted({1, self.backbone.num_layers // 2}))
         self.policies = nn.ModuleList(SelectionPolicy(self.backbone.hidden_size) for _ in self.policy_layers)
 
     def before_layer(self, state: TokenState) -> Decision | None:

@@ -14,6 +14,8 @@ class Trace:
 
     Attributes (B sequences, L layers, N padded length; all on the batch's device):
         input_lengths: (B,) long, real tokens of each sequence.
+        entered: (B,) long, tokens that were embedded and that a head over tokens reads: the real ones, or all where a
+            variant computes padding.
         attention_tokens: (B, L) long, tokens that entered the attention of each layer; 0 after an exit.
         attention_pairs: (B, L) long, query-key products computed per head; tokens squared unless keys differ.
         ffn_tokens: (B, L) long, tokens that entered the feed-forward of each layer.
@@ -30,6 +32,7 @@ class Trace:
         device = attention_mask.device
         self.num_layers = num_layers
         self.input_lengths = attention_mask.sum(dim=1)
+        self.entered = self.input_lengths
         self.exit_layers = torch.full((batch,), num_layers - 1, dtype=torch.long, device=device)
         self.exited = torch.zeros(batch, dtype=torch.bool, device=device)
         self.overhead_macs = torch.zeros(batch, dtype=torch.long, device=device)

@@ -46,6 +46,7 @@ class TranskimmerOptions(Options):
     """
 
     later = frozenset({"skimmed"})
+    fixed = frozenset({"predictor_norm"})
 
     skim_weight: float = 0.5
     temperature: float = 1.0

@@ -31,6 +31,7 @@ def _undecided_policies(reducer: TokenReducer) -> None:
 
 
 def _sure_ramps(reducer: TokenReducer) -> None:
+    torch.manual_seed(6)  # of ten draws tried, one with which texts leave on every backbone, and others stay
     for ramp in reducer.off_ramps:  # type: ignore[union-attr]
         torch.nn.init.normal_(ramp.classifier.weight, std=0.5)
 

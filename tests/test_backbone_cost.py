@@ -8,7 +8,8 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 import methods
-from tests.tiny import make_batch, tiny_model, tiny_reducer
+from methods.testing.promises import executed_macs
+from tests.tiny import batch_for, make_batch, tiny_model, tiny_reducer
 
 DENSE_128 = 11_174_217_216  # BERT-base, 128 tokens, two labels
 NORMS_128 = 25 * 128 * 768  # torchprofile charges one per element of every layer norm
@@ -170,3 +171,27 @@ def test_padded_cost_equals_that_of_a_text_as_long(name):
         exits = 0 if name == "dense" else min(exit_layer + 1, 2)  # each costs what the head does
         head = 0 if trace.exited[row] else HEAD
         assert int(padded[row]) == (exit_layer + 1) * layer(20, 20) + exits * HEAD + head
+
+
+COMPUTING_PADS = {
+    "power_bert": {"retention_configuration": (6, 4, 2), "count_pad_queries": True, "max_length": 12},
+    "lat": {"length_configuration": (8, 5, 3), "counts": "absolute", "count_pad_queries": True, "max_length": 12},
+    "lot": {"router_context": "padded_mean"},
+}
+
+
+@pytest.mark.parametrize("name", COMPUTING_PADS)
+@pytest.mark.parametrize("family", ["bert", "albert", "electra"])
+@pytest.mark.parametrize("head", ["classification", "span_qa"])
+def test_variants_that_compute_padding_are_charged_for_what_was_executed(name, family, head):
+    """Their pads are embedded and read by the head, too; the setting "batch" of the same batch costs the same."""
+    if head in methods.lookup(name).traits.unsupported:
+        return
+    reducer = methods.create(name, tiny_model(family, head), **COMPUTING_PADS[name]).eval()
+    batch = batch_for(reducer)
+    executed, trace = executed_macs(reducer, batch)
+    assert int(reducer.macs(trace).sum()) == executed
+    assert torch.equal(reducer.macs(trace, "batch", 12), reducer.macs(trace))
+    with torch.no_grad(), reducer.mode("masked"):
+        assert torch.equal(reducer.macs(reducer(**batch).trace), reducer.macs(trace))
+    assert torch.equal(trace[1].entered, trace.entered[1:2]) and int(trace.entered[1]) == 12

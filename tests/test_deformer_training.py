@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import methods
+from benchmarks import checkpoints
 from benchmarks.experiments import supports
 from benchmarks.tasks import get_task
 from methods.deformer import DECOMPOSED, JOINT
@@ -155,6 +156,23 @@ def test_distillation_by_hand():
     assert float(softened_divergence(values, values + 2, 5.0, "regression")) == 4.0
 
 
+def test_labels_that_may_hold_together_are_distilled_one_by_one():
+    """All true beside all false: softmax over the labels would see no difference."""
+    model = tiny_model("bert", problem_type="multi_label_classification")
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.fill_(6.0)
+    reducer = methods.create("deformer", model, lrs_weight=0.0, task_weight=0.0, kd_weight=1.0).train()
+    teacher = copy.deepcopy(model)
+    teacher.classifier.bias.data.fill_(-6.0)
+    reducer.set_teacher(teacher)
+    batch = pair_batch()
+    labels = torch.zeros(len(batch["input_ids"]), 3)
+    found = reducer(**batch, labels=labels).losses["distillation"]
+    taught, own = torch.tensor([-3.0, 0.0]).softmax(0), torch.tensor([3.0, 0.0]).softmax(0)  # at a temperature of 2
+    torch.testing.assert_close(found.float(), 4 * (taught * (taught / own).log()).sum())
+
+
 def test_weights_of_the_three_terms():
     """Each option scales its own term; without distillation and similarity no teacher is made."""
     batch = pair_batch()
@@ -206,6 +224,37 @@ def test_what_the_student_starts_from(student, family):
     for name, parameter in reducer.model.named_parameters():
         taught = student == "teacher" or (student == "upper" and not any(part in name for part in lower))
         torch.testing.assert_close(parameter, initial[name] + int(taught))
+
+
+@pytest.mark.parametrize("student", ["teacher", "upper", "initial"])
+def test_a_run_killed_after_the_joint_stage_goes_on_with_the_same_student(student, tmp_path):
+    """The checkpoint of the stage's end has what the student starts from; later ones, and saved models, have not."""
+    model = tiny_model("bert", **NO_DROPOUT)
+
+    def fresh():
+        return methods.create("deformer", copy.deepcopy(model), student=student)
+
+    reducer, (joint, decomposed) = fresh(), stages()
+    names = set(reducer.state_dict())
+    reducer.begin_stage(joint, 5)
+    with torch.no_grad():
+        for parameter in reducer.model.parameters():
+            parameter.add_(1.0)
+    checkpoints.write_snapshot(tmp_path / "epoch", checkpoints.of_reducer(reducer))
+    again = fresh()
+    again.begin_stage(joint, 5)  # killed within the stage: it is begun again, and goes on from its checkpoint
+    checkpoints.into_reducer(checkpoints.read_snapshot(tmp_path / "epoch"), again)
+    for one in (reducer, again):
+        one.end_stage(joint)
+    checkpoints.write_snapshot(tmp_path / "stage", checkpoints.of_reducer(again))
+    resumed = fresh()
+    checkpoints.into_reducer(checkpoints.read_snapshot(tmp_path / "stage"), resumed)
+    for one in (reducer, again, resumed):
+        one.begin_stage(decomposed, 5)
+        assert set(one.state_dict()) == names
+    for weight, *others in zip(*(one.model.parameters() for one in (reducer, again, resumed)), strict=True):
+        assert all(torch.equal(weight, other) for other in others)
+    checkpoints.into_reducer(checkpoints.of_reducer(reducer), resumed)  # and from a later checkpoint, which lacks them
 
 
 def test_the_published_recipe():

@@ -7,8 +7,10 @@ import torch
 import transformers
 
 import methods
+from methods.config import ReducerConfig
+from methods.native import class_of
 from tests.cases import CASES
-from tests.tiny import HEADS, batch_for, logits_of, make_batch, tiny_config, tiny_model, tiny_reducer
+from tests.tiny import FAMILIES, HEADS, batch_for, logits_of, make_batch, tiny_config, tiny_model, tiny_reducer
 
 SMALL = {
     "vocab_size": 60,
@@ -42,7 +44,7 @@ def test_padding_on_the_left_is_refused(reducer, mask):
         reducer(input_ids=torch.ones(2, 3, dtype=torch.long), attention_mask=torch.tensor(mask))
 
 
-@pytest.mark.parametrize("argument", ["attention_mask", "token_type_ids"])
+@pytest.mark.parametrize("argument", ["attention_mask", "token_type_ids", "position_ids"])
 def test_shapes_that_differ_are_refused(reducer, argument):
     batch = {"input_ids": torch.ones(2, 3, dtype=torch.long), argument: torch.ones(2, 4, dtype=torch.long)}
     with pytest.raises(ValueError, match=rf"{argument} is \(2, 4\) but input_ids is \(2, 3\)"):
@@ -92,6 +94,54 @@ def test_a_mask_is_optional_and_may_be_of_any_type(name):
             assert torch.equal(reducer(input_ids=ids, attention_mask=torch.ones(2, 7, dtype=dtype)).logits, expected)
 
 
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mode", ["masked", "packed"])
+def test_positions_may_be_given(family, head, mode):
+    """As the stock model takes them: one row for all texts, or one for each."""
+    reducer, model = tiny_reducer("dense", family, head), tiny_model(family, head)
+    batch = batch_for(reducer)
+    mask, generator = batch["attention_mask"], torch.Generator().manual_seed(0)
+    for shape in (mask.shape, (1, mask.shape[1])):
+        positions = torch.randint(2, 30, shape, generator=generator)
+        with torch.no_grad(), reducer.mode(mode):
+            expected = logits_of(model(**batch, position_ids=positions), mask)
+            torch.testing.assert_close(logits_of(reducer(**batch, position_ids=positions), mask), expected)
+            assert not torch.allclose(logits_of(reducer(**batch), mask), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["transkimmer", "deformer", "tr_bert"])
+def test_positions_may_be_given_to_every_method(name):
+    """Those that are counted anyway change nothing; others do."""
+    reducer = tiny_reducer(name)
+    batch = batch_for(reducer)
+    counted = torch.arange(batch["input_ids"].shape[1]).unsqueeze(0)
+    with torch.no_grad():
+        expected = reducer(**batch).logits
+        assert torch.equal(reducer(**batch, position_ids=counted).logits, expected)
+        assert not torch.allclose(reducer(**batch, position_ids=counted.flip(1)).logits, expected)
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [{name: torch.ones(5, 12, 32)} for name in ("inputs_embeds", "encoder_hidden_states", "head_mask", "cu_seq_lens_q")]
+    + [{"output_hidden_states": True}, {"output_attentions": True}],
+    ids=lambda keyword: next(iter(keyword)),
+)
+@pytest.mark.parametrize("head", ["classification", "span_qa"])
+def test_keywords_that_would_change_the_result_are_refused(head, keyword):
+    with pytest.raises(
+        ValueError, match=f"reducers do not take {next(iter(keyword))}; leave it out, or call the stock"
+    ):
+        tiny_reducer("dense", head=head)(**make_batch(), **keyword)
+
+
+def test_keywords_that_change_nothing_are_let_through(reducer):
+    harmless = {"return_dict": True, "output_attentions": False, "inputs_embeds": None, "num_items_in_batch": 5}
+    with torch.no_grad():
+        assert torch.equal(reducer(**make_batch(), **harmless).logits, reducer(**make_batch()).logits)
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_model_runs_in_its_own_precision(name, dtype):
@@ -101,6 +151,43 @@ def test_a_model_runs_in_its_own_precision(name, dtype):
     for mode in ("masked", "packed"):
         with torch.no_grad(), reducer.mode(mode):
             assert reducer(**make_batch()).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["dense", "transkimmer", "top", "deebert", "transkimmer+deebert"])
+def test_a_model_of_several_precisions_keeps_them(name):
+    """What the method adds takes that of the first weight; a model's own are its owner's."""
+    model = tiny_model("bert").bfloat16()
+    model.classifier.float()
+    before = {key: (weight.dtype, weight.data_ptr()) for key, weight in model.state_dict().items()}
+    reducer = methods.create(name, model)
+    assert {key: (weight.dtype, weight.data_ptr()) for key, weight in model.state_dict().items()} == before
+    own = [weight for key, weight in reducer.named_parameters() if not key.startswith("model.")]
+    assert {weight.dtype for weight in own} <= {torch.bfloat16} and bool(own) == (name != "dense")
+    assert all(isinstance(weight, torch.nn.Parameter) for weight in own)
+
+
+def test_subclasses_of_stock_models_are_refused():
+    """Whatever they are called: what they override would be passed by, and what is saved could not be loaded."""
+    members = {"__module__": "mine", "forward": lambda self, **inputs: 100 * super().forward(**inputs).logits}
+    for name in ("MyBertForSequenceClassification", "BertForSequenceClassification"):
+        own = type(name, (transformers.BertForSequenceClassification,), members)
+        with pytest.raises(ValueError, match=f"mine.{name} is no class of transformers: its own forward would not be"):
+            methods.create("dense", own(tiny_config("bert")))
+
+
+@pytest.mark.parametrize("change", ["is_decoder", "add_cross_attention"])
+def test_models_that_are_no_encoders_are_refused(change):
+    """With the configuration alone, too, as a saved one has it."""
+    config = tiny_config("bert", **({"is_decoder": True} | {change: True}))
+    message = "is_decoder=True is not supported: reducers run encoders"
+    with pytest.raises(ValueError, match=message):
+        methods.create("dense", transformers.BertForSequenceClassification(config))
+    model = tiny_model("roberta")
+    setattr(model.config, change, True)
+    with pytest.raises(ValueError, match=f"{change}=True is not supported"):
+        methods.create("transkimmer", model)
+    with pytest.raises(ValueError, match=f"{change}=True is not supported"):
+        class_of(ReducerConfig.of("dense", methods.lookup("dense").options_class(), model))
 
 
 # Modes and cost ------------------------------------------------------------------------------------------------------

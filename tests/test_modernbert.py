@@ -180,6 +180,23 @@ def test_every_promise_is_kept_with_a_head_on_the_mean(name, family):
         promise(subject(name, family))
 
 
+@pytest.mark.parametrize("family", ["modernbert", "modernbert_mean"])
+@pytest.mark.parametrize("mode", ["masked", "packed"])
+def test_off_ramps_read_what_the_head_would(family, mode):
+    """Behind the final norm: the residual stream itself grows with depth and would saturate a ramp."""
+    reducer, batch = tiny_reducer("deebert", family, neutral=True), make_batch((9, 9))
+    seen = []
+    for ramp in reducer.off_ramps:
+        ramp.dense.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    run(reducer, batch, mode)
+    with torch.no_grad():
+        states = reducer.model.model(**batch, output_hidden_states=True).hidden_states[1:3]
+        expected = [reducer.model.model.final_norm(state) for state in states]
+    for found, state in zip(seen, expected, strict=True):
+        text = state.mean(dim=1) if family == "modernbert_mean" else state[:, 0]
+        torch.testing.assert_close(found, text, rtol=1e-9, atol=1e-9)
+
+
 def test_a_summary_token_without_a_position_is_refused():
     with pytest.raises(ValueError, match="no position, which the attention of modernbert needs; set summary=False"):
         methods.create("lot", tiny_model("modernbert"))

@@ -21,9 +21,9 @@ def gradients(reducer: methods.TokenReducer) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in reducer.named_parameters() if p.grad is not None}
 
 
-def enable(reducer: methods.TokenReducer) -> None:
+def enable(reducer: methods.TokenReducer, **how: bool) -> None:
     """As users do; transformers has renamed it."""
-    getattr(reducer, "activation_checkpointing_enable", reducer.gradient_checkpointing_enable)()
+    getattr(reducer, "activation_checkpointing_enable", reducer.gradient_checkpointing_enable)(*([how] if how else []))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -34,6 +34,18 @@ def test_gradient_checkpointing_changes_no_gradient(name, family):
     enable(reducer)
     checkpointed = gradients(reducer)
     assert plain.keys() == checkpointed.keys() and plain
+    for key, value in plain.items():
+        torch.testing.assert_close(checkpointed[key], value, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reentrant_checkpoints_change_no_gradient(name):
+    """The older kind, which sees only the gradients of what a block is given."""
+    reducer = tiny_reducer(name).train()
+    plain = gradients(copy.deepcopy(reducer))
+    enable(reducer, use_reentrant=True)
+    checkpointed = gradients(reducer)
+    assert plain.keys() == checkpointed.keys()
     for key, value in plain.items():
         torch.testing.assert_close(checkpointed[key], value, rtol=1e-7, atol=1e-9)
 

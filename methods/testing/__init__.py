@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from methods.base import TokenReducer, create
+from methods.base import TokenReducer
+from methods.entry import create
 from methods.registry import lookup
 from methods.testing.models import FAMILIES, HEADS, VARIANTS, tiny_model
 from methods.testing.promises import PROMISES, BrokenPromise, Case, Subject

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from methods.base import TokenReducer, create, load
+from methods.base import TokenReducer
+from methods.entry import create, load
 from methods.testing.models import LENGTHS, TOKEN_HEADS, labels_for, logits_of, make_batch, tiny_model
 
 TRACED = ("attention_tokens", "attention_pairs", "ffn_tokens", "exit_layers", "exited", "overhead_macs", "keep_masks")

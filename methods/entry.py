@@ -1,0 +1,36 @@
+"""How users come by a reducer: `create` around a stock model, or `load` from a folder or the hub."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+
+from methods.base import TokenReducer
+from methods.config import ReducerConfig
+from methods.native import class_of
+from methods.registry import lookup
+
+
+def create(name: str, model: transformers.PreTrainedModel, **options: Any) -> TokenReducer:
+    """Put the method `name` on `model`, a task model of a supported family and head (`methods.backbone.ARCHITECTURES`).
+
+    Raises:
+        KeyError: unknown method. ValueError: unsupported model, head or option.
+    """
+    return lookup(name).around(model, **options)
+
+
+def load(path: str, **kwargs: Any) -> TokenReducer:
+    """Load what `save_pretrained` wrote: JSON and safetensors only.
+
+    Raises:
+        ValueError: `path` holds no reducer.
+    """
+    try:
+        config = ReducerConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"'{path}' is neither a folder that holds a saved reducer nor one on the hub") from error
+    if not isinstance(config, ReducerConfig) or config.model_type != ReducerConfig.model_type:
+        raise ValueError(f"'{path}' holds a '{config.model_type}' model, not a saved reducer")
+    return class_of(config).from_pretrained(path, config=config, **kwargs)
