@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from benchmarks.models import ModelRef
 
 PROGRAM = "python -m benchmarks.accelerate"
+SUMMARY = "accelerate.json"  # as `benchmarks.acceleration.save` calls it: its folders may be written again
 AUTO_CLASSES = {
     "classification": "AutoModelForSequenceClassification",
     "regression": "AutoModelForSequenceClassification",
@@ -80,14 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.model is None or Path(arguments.model).exists():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing below needs the network
     goal = _goal(arguments)
+    output = arguments.output or arguments.results / "models" / f"{goal.own.task.title}-{goal.method}"
+    _check_output(output, goal.model)
     console = open_console(quiet=arguments.json)
     console.print(_introduction(goal), highlight=False)
     if arguments.dry_run:
         return 0
     from benchmarks.acceleration import accelerate, save
 
-    output = arguments.output or arguments.results / "models" / f"{goal.own.task.title}-{goal.method}"
-    _check_output(output)
     store = RunStore.open(arguments.results, force=arguments.force)
     with RunProgress(goal.units, quiet=arguments.quiet or arguments.json) as progress:
         outcome = accelerate(goal, store, progress)
@@ -171,10 +172,17 @@ def _model(name: str | None) -> ModelRef:
     return find_model(name) if name else folder_model(embedded_model_path(), "MiniLM-L6")
 
 
-def _check_output(folder: Path) -> None:
-    """Refuse, before anything is trained, a place that holds something else than a saved model."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())):
-        raise UserError(f"--output {folder} is there already and is no saved model; choose another folder")
+def _check_output(folder: Path, model: ModelRef) -> None:
+    """Refuse, before anything is trained, the given encoder's own folder and whatever this command did not write."""
+    if model.is_folder and folder.resolve() == Path(model.source).resolve():
+        raise UserError(f"--output {folder} is the folder of --model, which would be overwritten; choose another one")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder} is a file; give a folder that is new or empty")
+    if folder.exists() and any(folder.iterdir()) and not (folder / SUMMARY).is_file():
+        raise UserError(
+            f"--output {folder} holds files that this command did not write (there is no {SUMMARY}); give a folder "
+            "that is new or empty"
+        )
 
 
 # What is said ---------------------------------------------------------------------------------------------------------

@@ -287,7 +287,10 @@ ARGUMENTS |= {
         ),
         ("place that is none", own(f"{PLACED}what,a b,b,x\n"), ["row 41", "'start' must be the place", "'x'"]),
         ("method that cannot do values", own(f"text,label\n{TEXTS}b,0.5\n", "--method", "deebert"), ["regression"]),
-        ("output that is something else", own(f"text,label\n{TEXTS}", "--output", "data"), ["is no saved model"]),
+        ("output with other files", own(f"text,label\n{TEXTS}", "--output", "data"), ["data holds files", "empty"]),
+        ("output that is a model", own(f"text,label\n{TEXTS}", "--output", "reducer"), ["reducer holds files"]),
+        ("output over its encoder", own(f"text,label\n{TEXTS}", "--output", "data/../model"), ["folder of --model"]),
+        ("output that is a file", own(f"text,label\n{TEXTS}", "--output", "model/config.json"), ["is a file"]),
         (
             "validation without the column",
             own(f"text,label\n{TEXTS}", "--validation", "data/mood/validation.csv"),

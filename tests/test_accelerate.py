@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import methods
-from benchmarks import accelerate, experiment_data
+from benchmarks import accelerate, acceleration, experiment_data
 from benchmarks.cli import run_command
 from benchmarks.data import load_rows
 from benchmarks.errors import UserError
@@ -386,3 +386,13 @@ def test_a_dry_run_says_how_the_rows_are_read(world, capsys):
     assert call(world, "--dry-run") == 0
     said = capsys.readouterr().out
     assert "sentence -> label (0, 1)" in said and "transkimmer" in said and not (world / "out").exists()
+
+
+def test_a_folder_that_the_command_wrote_may_be_written_again_and_no_other(world, capsys):
+    assert accelerate.SUMMARY == acceleration.SUMMARY
+    (world / "out").mkdir()
+    assert call(world, "--dry-run") == 0
+    (world / "out" / "config.json").write_text("{}")
+    assert call(world, "--dry-run") == 2 and "holds files that this command did not write" in capsys.readouterr().err
+    (world / "out" / accelerate.SUMMARY).write_text("{}")
+    assert call(world, "--dry-run") == 0
