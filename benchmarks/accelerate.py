@@ -51,7 +51,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add = result.add_argument
     add("--task-data", type=Path, metavar="FILE", required=True, help="your rows")
-    add("--validation", type=Path, metavar="FILE", help="rows to score on; default: a fifth of --task-data")
+    add(
+        "--validation",
+        type=Path,
+        metavar="FILE",
+        help="rows to score on, not trained on; default: a fifth of --task-data",
+    )
     add("--model", metavar="NAME_OR_PATH", help="pre-trained encoder; default: the embedded one")
     add("--method", metavar="METHOD", default="transkimmer", help="default: transkimmer")
     add("--target-speedup", type=float, metavar="X", default=2.0, help="times fewer FLOPs, unpadded; default: 2")
@@ -192,9 +197,15 @@ def _introduction(goal: Goal) -> str:
     own = goal.own
     *texts, label = own.columns
     classes = ", ".join(own.task.label_names) or ("answers in a context" if own.task.kind == "span_qa" else "values")
+    copies = (
+        f"{own.left_out} of {own.train_rows + own.left_out} rows to train on are also among those to score on, and are "
+        "left out of training\n"
+        if own.left_out
+        else ""
+    )
     return (
         f"{own.task.title}: {' and '.join(texts)} -> {label} ({classes}), texts cut to {own.task.sequence_length} "
-        f"tokens; {own.train_rows} rows to train and choose on, {own.score_rows} others to score on\n"
+        f"tokens; {own.train_rows} rows to train and choose on, {own.score_rows} others to score on\n{copies}"
         f"{goal.model.title}, {goal.method}, {goal.target:g}x fewer FLOPs wished for"
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
     import datasets
 
 MAX_CLASSES = 200
+BOTH = "both"  # column of a pair's texts in one: what tells its copies
+
+
+def in_one(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """The texts of each pair as one text."""
+    return [json.dumps(texts) for texts in zip(first, second, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -43,10 +51,11 @@ class TextRows:
         """The task that its folder makes."""
         return replace(task_from_folder(folder), group_column=self.group(rows))
 
-    def group(self, rows: datasets.Dataset) -> str | None:
-        """The text by which rows belong together; None where few texts are asked about again and again."""
+    def group(self, rows: datasets.Dataset) -> str:
+        """The text by which rows belong together; of a pair both, where few first texts come again and again."""
         first = rows.column_names[0]
-        return first if len(set(rows[first])) > len(rows) // 2 else None
+        single = BOTH not in rows.column_names
+        return first if single or len(set(rows[first])) > len(rows) // 2 else BOTH
 
     def commonest(self, rows: datasets.Dataset) -> float | None:
         """Share of the commonest class."""
@@ -113,8 +122,10 @@ def _standard(rows: datasets.Dataset, columns: tuple[str, ...], names: tuple[str
         values: list[Any] = ids
     else:
         feature, values = datasets.Value("float64"), labels
-    features = {name: datasets.Value("string") for name in known} | {"label": feature}
+    features: dict[str, Any] = {name: datasets.Value("string") for name in known} | {"label": feature}
     data = {name: list(rows[column]) for name, column in zip(known, texts, strict=True)} | {"label": values}
+    if len(texts) == 2:
+        features[BOTH], data[BOTH] = datasets.Value("string"), in_one(*(data[name] for name in known))
     if not names:
         check_numbers(datasets.Dataset.from_dict({label: values}), told, str(path))
     return datasets.Dataset.from_dict(data, features=datasets.Features(features))
