@@ -14,6 +14,8 @@ from benchmarks.tasks import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from methods import TokenReducer
+
 PAPER_MODELS = {
     "BERT-base": "google-bert/bert-base-uncased",
     "RoBERTa-base": "FacebookAI/roberta-base",
@@ -77,6 +79,27 @@ def folder_model(path: Path, title: str | None = None) -> ModelRef:
         raise UserError(f"{config} is not a model configuration: {error}") from error
     _check_family(path, family)
     return ModelRef(title or path.resolve().name, str(path), f"sha256:{_sha256(weights)[:16]}", family)
+
+
+def beside_reducer(folder: Path, reducer: TokenReducer, model: ModelRef, *, named: bool) -> ModelRef:
+    """Whose tokenizer reads texts for a saved reducer: its own folder's, where there is one, else `model`'s.
+
+    Args:
+        named: whether the user chose `model`, so that it may know fewer tokens than the reducer.
+    Raises:
+        UserError: the folder has no tokenizer, and that of `model` is of another vocabulary.
+    """
+    vocabulary = reducer.backbone.config.vocab_size
+    if (folder / "tokenizer.json").is_file():
+        weights, family = folder / "model.safetensors", reducer.backbone.config.model_type
+        return ModelRef(folder.resolve().name, str(folder), f"sha256:{_sha256(weights)[:16]}", family)
+    known = len(load_tokenizer(model))
+    if known > vocabulary or (known < vocabulary and not named):
+        raise UserError(
+            f"the reducer {folder} has no tokenizer beside it, and that of {model.source} has {known:,} tokens where "
+            f"the reducer has {vocabulary:,}; name the model that it was trained from with --model"
+        )
+    return model
 
 
 def find_model(name: str) -> ModelRef:
