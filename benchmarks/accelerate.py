@@ -194,6 +194,8 @@ def _check_output(folder: Path, model: ModelRef) -> None:
 
 
 def _introduction(goal: Goal) -> str:
+    from benchmarks.models import replaced_head
+
     own = goal.own
     *texts, label = own.columns
     classes = ", ".join(own.task.label_names) or ("answers in a context" if own.task.kind == "span_qa" else "values")
@@ -207,6 +209,7 @@ def _introduction(goal: Goal) -> str:
         f"{own.task.title}: {' and '.join(texts)} -> {label} ({classes}), texts cut to {own.task.sequence_length} "
         f"tokens; {own.train_rows} rows to train and choose on, {own.score_rows} others to score on\n{copies}"
         f"{goal.model.title}, {goal.method}, {goal.target:g}x fewer FLOPs wished for"
+        + (f"\n{head}" if (head := replaced_head(goal.model, own.task)) else "")
     )
 
 

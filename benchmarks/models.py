@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,10 +114,13 @@ def find_model(name: str) -> ModelRef:
 def load_model(ref: ModelRef, task: Task) -> PreTrainedModel:
     """The encoder with a fresh head for `task`; seed torch first, the head is drawn from its generator.
 
+    A head of the same kind that the model brings is kept where it has as many labels; see `replaced_head`.
+
     Raises:
         UserError: the model cannot be had, or is of an unsupported family.
     """
     import safetensors
+    import torch
     import transformers
 
     heads = {
@@ -131,12 +135,40 @@ def load_model(ref: ModelRef, task: Task) -> PreTrainedModel:
         try:
             config = transformers.AutoConfig.from_pretrained(ref.source, revision=ref.revision)
             _check_family(ref.source, config.model_type)
-            return loader.from_pretrained(ref.source, revision=ref.revision, use_safetensors=True, **settings)
+            load = partial(loader.from_pretrained, ref.source, revision=ref.revision, use_safetensors=True, **settings)
+            state = torch.get_rng_state()
+            try:
+                return load()
+            except RuntimeError:  # shapes: of a head with other labels, or of weights that do not fit
+                torch.set_rng_state(state)
+                model, told = load(ignore_mismatched_sizes=True, output_loading_info=True)
+                body = f"{model.base_model_prefix}."
+                if any(name.startswith(body) for name, *_ in told["mismatched_keys"]):
+                    raise
+                return model
         except (OSError, ValueError, safetensors.SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"cannot load the model {ref.source}: {reason}") from error
         except RuntimeError as error:  # shapes, of which transformers has printed a table
             raise UserError(f"cannot load the model {ref.source}: its weights do not fit its configuration") from error
+
+
+def replaced_head(ref: ModelRef, task: Task) -> str | None:
+    """What to tell of a folder's classifier that `load_model` replaces: it has another number of labels."""
+    import transformers
+
+    if not ref.is_folder:
+        return None
+    with _quiet_transformers():
+        config = transformers.AutoConfig.from_pretrained(ref.source)
+    kind = "TokenClassification" if task.kind == "token_classification" else "SequenceClassification"
+    classifies = task.kind != "span_qa" and any(name.endswith(kind) for name in config.architectures or ())
+    if not classifies or config.num_labels == task.num_labels:
+        return None
+    return (
+        f"{ref.title} has a head of {config.num_labels} label(s); {task.title} has {task.num_labels}, so a fresh head "
+        "is trained"
+    )
 
 
 def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
