@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import pyarrow
 
 SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv")
+_WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)")
+_BROKEN = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[0-9]+)?")
+_ODD = ("nan", "inf", "infinity")
 _SHARD = re.compile(r"^(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})$")  # the hub's own file names
 
 
@@ -122,6 +125,12 @@ def _arrow_column(path: Path, name: str, values: list[Any]) -> pyarrow.Array:
         raise UserError(
             f"{path}, row {row + 1}: column {name!r} holds text that is not Unicode ({error.reason}); correct it"
         ) from error
+    except OverflowError as error:
+        row = next(row for row, value in enumerate(values) if isinstance(value, int) and abs(value) >= 2**63)
+        raise UserError(
+            f"{path}, row {row + 1}: column {name!r} holds {values[row]}, which is beyond 64 bits; put it in quotation "
+            "marks to make it a name"
+        ) from error
     except pa.ArrowException as error:
         kinds = [type(value) for value in values]
         row = next((row for row, kind in enumerate(kinds) if kind not in (kinds[0], type(None))), 0)
@@ -161,7 +170,9 @@ def _delimited_columns(path: Path) -> dict[str, list[Any]]:
         fields.append(row)
     columns: dict[str, list[Any]] = {name: [row[i] for row in fields] for i, name in enumerate(header)}
     if "label" in columns:
-        columns["label"] = numbers(columns["label"])
+        read = numbers(columns["label"])
+        if not any(isinstance(value, int) and abs(value) >= 2**63 for value in read):  # else names: no column holds them
+            columns["label"] = read
     return columns
 
 
@@ -187,10 +198,16 @@ def _tsv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def numbers(fields: Sequence[str]) -> list[Any]:
-    """Whole numbers if every field is one, else numbers if every field is one, else the fields; "" becomes None."""
-    for convert in (int, float):
-        try:
-            return [convert(field) if field else None for field in fields]
-        except ValueError:
-            continue
+    """Whole numbers if every field is one, else numbers if every field is one, else the fields; "" becomes None.
+
+    A field is a number where it is written as one usually is: 007 and 1_000 are names. So are nan and inf, unless all
+    others are numbers: then a check will refuse them.
+    """
+    given = [field.strip() for field in fields if field]
+    if all(map(_WHOLE.fullmatch, given)):
+        return [int(field) if field else None for field in fields]
+    rest = [field for field in given if not _WHOLE.fullmatch(field)]
+    odd = [field for field in rest if not _BROKEN.fullmatch(field)]
+    if len(odd) < len(given) and all(field.lower().lstrip("+-") in _ODD for field in odd):
+        return [float(field) if field else None for field in fields]
     return [field or None for field in fields]

@@ -12,6 +12,7 @@ from benchmarks.cli import run_command
 from benchmarks.data import load_rows
 from benchmarks.errors import UserError
 from benchmarks.own_rows import own_task
+from benchmarks.row_files import numbers
 from tests.small_world import write_model
 
 
@@ -43,6 +44,35 @@ def test_columns_are_found_by_name_and_words_are_labels(tmp_path):
     assert said == {f"text {i}": int(i % 3 > 0) for i in range(60)}
     counts = score["label"].count(1), score["label"].count(0)
     assert own.commonest == max(counts) / 12
+
+
+@pytest.mark.parametrize(
+    ("fields", "read"),
+    [
+        (["0", "-3", "+12", "", " 7 "], [0, -3, 12, None, 7]),
+        (["1", "0.5", "-.5e-3", "2E1", "3."], [1.0, 0.5, -0.0005, 20.0, 3.0]),
+        (["0_0", "1_0"], ["0_0", "1_0"]),
+        (["007", "7"], ["007", "7"]),
+        (["nan", "inf"], ["nan", "inf"]),
+        (["nan", "yes", ""], ["nan", "yes", None]),
+        (["1", "\N{ARABIC-INDIC DIGIT TWO}"], ["1", "\N{ARABIC-INDIC DIGIT TWO}"]),
+        (["1", "1e"], ["1", "1e"]),
+    ],
+)
+def test_labels_are_numbers_where_they_are_written_as_such(tmp_path, fields, read):
+    assert numbers(fields) == read and [type(value) for value in numbers(fields)] == [type(value) for value in read]
+    if isinstance(read[0], str):
+        rows = [(f"t {i}", fields[i % 2]) for i in range(60)]
+        assert own_task(write(tmp_path / "r.csv", ("text", "label"), rows), home=tmp_path).task.label_names == tuple(
+            sorted(fields[:2])
+        )
+
+
+def test_numbers_beside_nan_are_what_a_check_refuses(tmp_path):
+    for name in ("label", "target"):
+        rows = [(f"t {i}", ("0", "1", "nan")[i % 3]) for i in range(60)]
+        with pytest.raises(UserError, match="row 3: label nan of r must be a finite number"):
+            own_task(write(tmp_path / "r.csv", ("text", name), rows), home=tmp_path)
 
 
 def test_a_pair_in_tsv_and_labels_with_a_fraction(tmp_path):
