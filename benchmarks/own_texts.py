@@ -121,7 +121,7 @@ def _standard(rows: datasets.Dataset, columns: tuple[str, ...], names: tuple[str
         feature: Any = datasets.ClassLabel(names=list(names))
         values: list[Any] = ids
     else:
-        feature, values = datasets.Value("float64"), labels
+        feature, values = datasets.Value("float64"), [float(x) if isinstance(x, int) else x for x in labels]
     features: dict[str, Any] = {name: datasets.Value("string") for name in known} | {"label": feature}
     data = {name: list(rows[column]) for name, column in zip(known, texts, strict=True)} | {"label": values}
     if len(texts) == 2:

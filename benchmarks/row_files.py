@@ -171,7 +171,9 @@ def _delimited_columns(path: Path) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {name: [row[i] for row in fields] for i, name in enumerate(header)}
     if "label" in columns:
         read = numbers(columns["label"])
-        if not any(isinstance(value, int) and abs(value) >= 2**63 for value in read):  # else names: no column holds them
+        if not any(
+            isinstance(value, int) and abs(value) >= 2**63 for value in read
+        ):  # else names: no column holds them
             columns["label"] = read
     return columns
 

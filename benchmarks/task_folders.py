@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.errors import UserError
 from benchmarks.row_files import count_rows, read_rows, split_files, split_names
+from benchmarks.runs import NAME
 from benchmarks.tasks import OFFICIAL_ROWS, Task
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ def task_from_folder(folder: Path) -> Task:
 
     Whole or text labels are classes, labels with a fraction a regression; files with class names keep them.
     """
+    if not NAME.fullmatch(folder.name):
+        raise UserError(
+            f"the folder {folder} cannot name a task: rename it with letters, digits, '_', '-', '+' and '.'"
+        )
     splits = split_names(folder)
     eval_splits = [split for split in _USER_EVAL_SPLITS if split in splits]
     if "train" not in splits or not eval_splits:

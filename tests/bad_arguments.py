@@ -64,6 +64,12 @@ ARGUMENTS: dict[str, Case] = {
     "glue: unknown task": ("glue", [*LOCAL, "--tasks", "moood"], None, ["no task 'moood'", "did you mean 'mood'"]),
     "glue: empty task": ("glue", [*LOCAL, "--tasks", ""], None, ["no task ''", "available"]),
     "glue: a path as task": ("glue", [*LOCAL, "--tasks", "../data/mood"], None, ["no task '../data/mood'"]),
+    "glue: a folder that can be no task": (
+        "glue",
+        [*LOCAL, "--tasks", "sp ace", "--dry-run"],
+        lambda root: (root / "data/mood").rename(root / "data/sp ace"),
+        ["the folder data/sp ace cannot name a task: rename it with letters, digits, '_', '-', '+' and '.'"],
+    ),
     "glue: unknown method": ("glue", [*LOCAL, "--methods", "transkimer"], None, ["did you mean 'transkimmer'"]),
     "glue: composition of two reducers": (
         "glue",
@@ -272,6 +278,11 @@ ARGUMENTS |= {
         ("values that are none", own(f"text,label\n{TEXTS}b,\n", "--regression"), ["row 41", "finite number"]),
         ("words without tags", own("words,tags\n" + "a b,X Y\n" * 40 + "a b,X\n"), ["row 41", "2 words", "1 tags"]),
         ("no words", own("words,tags\n" + "a b,X Y\n" * 40 + ",X\n"), ["row 41", "'words' is empty"]),
+        (
+            "tags that are numbers",
+            own(f"text,label\n{TEXTS}", "--tags"),
+            ["row 1: 'label' holds 0, neither", "-column"],
+        ),
         ("one tag", own("words,tags\n" + "a b,X X\n" * 40), ["one tag only", "nothing to learn"]),
         (
             "method that cannot do tags",

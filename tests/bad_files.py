@@ -53,6 +53,12 @@ FILES: dict[str, Case] = {
         rows('{"sentence": 3, "label": 0}\n{"sentence": 4, "label": 1}\n', suffix="jsonl"),
         ["row 1", "must be text, got 3"],
     ),
+    "JSON label beyond 64 bits": (
+        "glue",
+        LOCAL,
+        rows('{"sentence": "a", "label": 0}\n{"sentence": "b", "label": 100000000000000000000}\n', suffix="jsonl"),
+        ["row 2: column 'label' holds 100000000000000000000, which is beyond 64 bits"],
+    ),
     "mixed labels": (
         "glue",
         LOCAL,

@@ -68,6 +68,13 @@ def test_labels_are_numbers_where_they_are_written_as_such(tmp_path, fields, rea
         )
 
 
+@pytest.mark.parametrize("column", ["label", "target"])
+def test_labels_beyond_64_bits_are_classes_or_values(tmp_path, column):
+    path = write(tmp_path / "r.csv", ("text", column), [(f"t {i}", 10**20 if i % 2 else i % 4) for i in range(60)])
+    assert own_task(path, home=tmp_path).task.label_names == ("0", "2", str(10**20))
+    assert max(rows_of(own_task(path, values=True, home=tmp_path), "train")["label"]) == 1e20
+
+
 def test_numbers_beside_nan_are_what_a_check_refuses(tmp_path):
     for name in ("label", "target"):
         rows = [(f"t {i}", ("0", "1", "nan")[i % 3]) for i in range(60)]
