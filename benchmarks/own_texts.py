@@ -63,12 +63,18 @@ class TextRows:
 
 
 def _labels(rows: datasets.Dataset, column: str) -> list[Any]:
-    """Numbers where every label is one, whatever the column's name; class names where the file has them."""
+    """Numbers where every label is one, whatever the column's name; class names where the file has them.
+
+    Truth values are called false and true, whatever the format of the file or the case of its letters.
+    """
     feature, values = rows.features[column], list(rows[column])
     if names := getattr(feature, "names", None):
         return [None if value is None or value < 0 else names[value] for value in values]
     if any(isinstance(value, bool) for value in values):
         return [None if value is None else str(value).lower() for value in values]
+    texts = [value for value in values if value is not None]
+    if texts and all(isinstance(value, str) and value.strip().lower() in ("", "false", "true") for value in texts):
+        return [value.strip().lower() or None if value else None for value in values]
     if values and all(isinstance(value, str) for value in values):
         values = numbers([value.strip() for value in values])
     return values

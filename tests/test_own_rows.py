@@ -75,6 +75,23 @@ def test_labels_beyond_64_bits_are_classes_or_values(tmp_path, column):
     assert max(rows_of(own_task(path, values=True, home=tmp_path), "train")["label"]) == 1e20
 
 
+def test_truth_values_are_called_alike_in_every_format(tmp_path):
+    rows = [(f"t {i}", bool(i % 2)) for i in range(60)]
+    jsonl = tmp_path / "j.jsonl"
+    jsonl.write_text("\n".join(json.dumps({"text": text, "label": label}) for text, label in rows))
+    datasets.Dataset.from_dict({"text": [t for t, _ in rows], "label": [v for _, v in rows]}).to_parquet(
+        str(tmp_path / "p.parquet")
+    )
+    csv = write(tmp_path / "c.csv", ("text", "label"), rows)
+    caps = write(tmp_path / "u.csv", ("text", "target"), [(text, str(label).upper()) for text, label in rows])
+    for path in (csv, caps, jsonl, tmp_path / "p.parquet"):
+        own = own_task(path, home=tmp_path / "h")
+        assert own.task.label_names == ("false", "true")
+        assert all(row["label"] == int(row["sentence"][2:]) % 2 for row in rows_of(own, "test"))
+    part = write(tmp_path / "v.csv", ("text", "label"), [("new", "True")])
+    assert rows_of(own_task(tmp_path / "p.parquet", part, home=tmp_path), "test")["label"][:] == [1]
+
+
 def test_numbers_beside_nan_are_what_a_check_refuses(tmp_path):
     for name in ("label", "target"):
         rows = [(f"t {i}", ("0", "1", "nan")[i % 3]) for i in range(60)]
