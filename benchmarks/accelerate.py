@@ -174,7 +174,7 @@ def _model(name: str | None) -> ModelRef:
     from benchmarks.embedded import embedded_model_path
     from benchmarks.models import find_model, folder_model
 
-    return find_model(name) if name else folder_model(embedded_model_path(), "MiniLM-L6")
+    return folder_model(embedded_model_path(), "MiniLM-L6") if name is None else find_model(name)
 
 
 def _check_output(folder: Path, model: ModelRef) -> None:

@@ -325,6 +325,8 @@ def _reducers(arguments: argparse.Namespace, task: Task, model: ModelRef) -> lis
             )
     loaded = []
     for folder in folders:
+        if not (folder / "config.json").is_file():
+            raise UserError(f"cannot load the reducer {folder}: give a folder that `save_pretrained` wrote")
         try:
             loaded.append((folder, methods.load(str(folder))))
         except (ValueError, KeyError, OSError) as error:

@@ -29,6 +29,8 @@ REVISIONS = {  # of the hub, so that the paper profile means the same weights to
     "distilbert/distilbert-base-uncased": "12040accade4e8a0f71eabdb258fecc2e7e948be",
     "albert/albert-base-v2": "8e2f239c5f8a2c0f253781ca60135db913e5c80c",
 }
+HUB_TIMEOUT_S = 10
+_CHECK = {True: "", False: "; check --model"}  # whether it is a folder, which was looked for before
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,45 @@ def beside_reducer(folder: Path, reducer: TokenReducer, model: ModelRef, *, name
 
 
 def find_model(name: str) -> ModelRef:
-    """The model that `--model` names: a folder if one is there (or the name looks like a path), else a hub name."""
+    """The model that `--model` names: a folder if one is there (or the name looks like a path), else a hub name.
+
+    Raises:
+        UserError: it looks like a path, and no model is there.
+    """
     path = Path(name).expanduser()
-    if path.is_dir() or name.startswith((".", "/", "~")):
+    if path.is_dir():
         return folder_model(path)
-    return hub_model(name.rsplit("/", 1)[-1], name)
+    if path.exists():
+        raise UserError(f"{name} is a file; give its folder, with config.json and model.safetensors, as --model")
+    parts = name.split("/")
+    if name.startswith((".", "/", "~")) or "\\" in name or len(parts) > 2 or (parts[1:] and Path(parts[0]).is_dir()):
+        raise UserError(f"there is no folder {name}; check --model")
+    if not all(parts):
+        raise UserError(f"--model {name!r} is neither a folder nor the name of a model on the hub")
+    return hub_model(parts[-1], name)
+
+
+def check_reachable(ref: ModelRef) -> None:
+    """Refuse a hub model that is neither in the cache nor to be had, before libraries try it again and again.
+
+    Raises:
+        UserError: nobody answers at the hub.
+    """
+    import urllib.error
+    import urllib.request
+
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if ref.is_folder or constants.HF_HUB_OFFLINE:
+        return
+    if isinstance(try_to_load_from_cache(ref.source, "config.json", revision=ref.revision), str):
+        return
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=HUB_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return  # it answers
+    except OSError as error:
+        raise UserError(f"there is no folder {ref.source}, and the hub cannot be reached; check --model") from error
 
 
 def load_model(ref: ModelRef, task: Task) -> PreTrainedModel:
@@ -133,6 +169,7 @@ def load_model(ref: ModelRef, task: Task) -> PreTrainedModel:
         settings["problem_type"] = "regression"
     with _quiet_transformers():
         try:
+            check_reachable(ref)
             config = transformers.AutoConfig.from_pretrained(ref.source, revision=ref.revision)
             _check_family(ref.source, config.model_type)
             load = partial(loader.from_pretrained, ref.source, revision=ref.revision, use_safetensors=True, **settings)
@@ -148,7 +185,7 @@ def load_model(ref: ModelRef, task: Task) -> PreTrainedModel:
                 return model
         except (OSError, ValueError, safetensors.SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"cannot load the model {ref.source}: {reason}") from error
+            raise UserError(f"cannot load the model {ref.source}: {reason}{_CHECK[ref.is_folder]}") from error
         except RuntimeError as error:  # shapes, of which transformers has printed a table
             raise UserError(f"cannot load the model {ref.source}: its weights do not fit its configuration") from error
 
@@ -179,12 +216,13 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
     """
     import transformers
 
+    check_reachable(ref)
     with _quiet_transformers():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(ref.source, revision=ref.revision)
         except Exception as error:  # the tokenizers library raises nothing more special
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"cannot load the tokenizer of {ref.source}: {reason}") from error
+            raise UserError(f"cannot load the tokenizer of {ref.source}: {reason}{_CHECK[ref.is_folder]}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes where there are no files
         raise UserError(f"{ref.source} has no tokenizer with words in it; save one beside the model (tokenizer.json)")
     return tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,8 @@ import transformers
 
 from benchmarks import accelerate, glue
 from benchmarks.cli import run_command
-from benchmarks.models import folder_model, load_model, replaced_head
+from benchmarks.errors import UserError
+from benchmarks.models import check_reachable, find_model, folder_model, load_model, load_tokenizer, replaced_head
 from benchmarks.tasks import TASKS
 from tests.small_world import write_model, write_sentences
 
@@ -57,3 +59,41 @@ def test_commands_say_so_and_train(classifier, tmp_path, monkeypatch, capsys):
     own = ["--task-data", data / "mood/train.csv", "--model", folder, "--dry-run"]
     assert run_command(accelerate.main, list(map(str, own))) == 0
     assert "three has a head of 3 label(s); train has 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["no/such/model", "./none", "/none", "~/none", "here/none", "up\\none"])
+def test_what_looks_like_a_path_is_no_name_on_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(UserError, match=re.escape(f"there is no folder {name}; check --model")):
+        find_model(name)
+    for odd in ("/".join(["google-bert", ""]), ""):
+        with pytest.raises(UserError, match=r"neither a folder nor the name|no model at"):
+            find_model(odd)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is a file; give its folder"):
+        find_model("file")
+    assert find_model("google-bert/bert-base-uncased").source == "google-bert/bert-base-uncased"
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
+    """Unless the model is in the cache or the network is off, where libraries look into the cache alone."""
+    asked = []
+
+    def refuse(address, **_):
+        asked.append(address)
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    ref = find_model("some/thing")
+    for load in (lambda: load_tokenizer(ref), lambda: load_model(ref, TASKS["sst2"])):
+        with pytest.raises(UserError, match="there is no folder some/thing, and the hub cannot be reached; check --mo"):
+            load()
+    assert len(asked) == 2
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: "config.json")
+    check_reachable(ref)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    check_reachable(ref)
+    assert len(asked) == 2
