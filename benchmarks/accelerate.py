@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = open_console(quiet=arguments.json)
     console.print(_introduction(goal), highlight=False)
     if arguments.dry_run:
+        answer(arguments, **_plan(goal), output=output)
         return 0
     from benchmarks.acceleration import accelerate, save
 
@@ -193,24 +194,44 @@ def _check_output(folder: Path, model: ModelRef) -> None:
 # What is said ---------------------------------------------------------------------------------------------------------
 
 
-def _introduction(goal: Goal) -> str:
+def _plan(goal: Goal) -> dict[str, Any]:
+    """How the rows are read and what would be trained, as `--json` says it of a dry run."""
     from benchmarks.models import replaced_head
 
     own = goal.own
-    *texts, label = own.columns
-    classes = ", ".join(own.task.label_names) or ("answers in a context" if own.task.kind == "span_qa" else "values")
-    copies = (
-        f"{own.left_out} of {own.train_rows + own.left_out} rows to train on are also among those to score on, and are "
-        "left out of training\n"
-        if own.left_out
-        else ""
-    )
-    return (
-        f"{own.task.title}: {' and '.join(texts)} -> {label} ({classes}), texts cut to {own.task.sequence_length} "
-        f"tokens; {own.train_rows} rows to train and choose on, {own.score_rows} others to score on\n{copies}"
-        f"{goal.model.title}, {goal.method}, {goal.target:g}x fewer FLOPs wished for"
-        + (f"\n{head}" if (head := replaced_head(goal.model, own.task)) else "")
-    )
+    return {
+        "task": own.task.title,
+        "kind": own.task.kind,
+        "columns": list(own.columns),
+        "classes": list(own.task.label_names),
+        "metric": own.task.metric,
+        "max_length": own.task.sequence_length,
+        "train_rows": own.train_rows,
+        "score_rows": own.score_rows,
+        "left_out_rows": own.left_out,
+        "model": goal.model.title,
+        "replaced_head": replaced_head(goal.model, own.task),
+        "method": goal.method,
+        "target_speedup": goal.target,
+        "trials": goal.trials,
+    }
+
+
+def _introduction(goal: Goal) -> str:
+    said, (*texts, label) = _plan(goal), goal.own.columns
+    answers = "answers in a context" if said["kind"] == "span_qa" else "values"
+    lines = [
+        f"{said['task']}: {' and '.join(texts)} -> {label} ({', '.join(said['classes']) or answers}), texts cut to "
+        f"{said['max_length']} tokens; {said['train_rows']} rows to train and choose on, {said['score_rows']} others "
+        "to score on"
+    ]
+    if said["left_out_rows"]:
+        lines.append(
+            f"{said['left_out_rows']} of {said['train_rows'] + said['left_out_rows']} rows to train on are also among "
+            "those to score on, and are left out of training"
+        )
+    lines.append(f"{said['model']}, {said['method']}, {said['target_speedup']:g}x fewer FLOPs wished for")
+    return "\n".join([*lines, *filter(None, [said["replaced_head"]])])
 
 
 def _report(goal: Goal, outcome: Outcome, output: Path, store: RunStore, console: Console) -> None:
@@ -234,7 +255,7 @@ def _report(goal: Goal, outcome: Outcome, output: Path, store: RunStore, console
         spread = f"{faster['median']:.2f}x ({faster['lowest']:.2f} to {faster['highest']:.2f})"
         rows.append((f"ms per text, batch {size}", f"{times['dense']:.2f}", f"{times['reduced']:.2f}", spread))
     frame = pd.DataFrame(rows, columns=["", "Dense", "Reduced", "Change"])
-    print_table(frame, f"On {said['rows']} rows that neither training nor choosing saw", console)
+    print_table(frame, f"On {goal.own.score_rows} rows that neither training nor choosing saw", console)
     stock = ", ".join(
         f"{timed['speedup_over_stock']['median']:.2f}x in batches of {size}" for size, timed in said["time"].items()
     )

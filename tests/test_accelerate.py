@@ -182,9 +182,10 @@ def test_a_reader_is_made_faster(world, capsys):
         for i, row in enumerate(rows)
     ]
     path = write(world / "asked.csv", ("question", "context", "answer", "start"), lines)
-    call(world, "--task-data", path, "--target-speedup", "1.3", "--method", "lat", "--json")
-    said = json.loads(capsys.readouterr().out)
+    call(world, "--task-data", path, "--target-speedup", "1.3", "--method", "lat", "--quiet", "--max-length", "32")
+    said = json.loads((world / "out" / accelerate.SUMMARY).read_text())
     assert said["metric"] == "squad_f1" and said["columns"] == ["question", "context", "answer"]
+    assert f"On {own_task(path).score_rows} rows that neither" in capsys.readouterr().out  # not windows
     assert 0 < said["dense"]["score"] <= 1 and said["reduced"]["speedup"] > 1.1
     loaded = transformers.AutoModelForQuestionAnswering.from_pretrained(world / "out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(world / "out")
@@ -217,6 +218,10 @@ def test_a_dry_run_says_how_the_rows_are_read(world, capsys):
     assert call(world, "--dry-run") == 0
     said = capsys.readouterr().out
     assert "sentence -> label (0, 1)" in said and "transkimmer" in said and not (world / "out").exists()
+    assert call(world, "--dry-run", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["columns"] == ["sentence", "label"] and said["classes"] == ["0", "1"] and said["left_out_rows"] == 0
+    assert said["train_rows"] + said["score_rows"] == 128 and said["output"] == str(world / "out")
 
 
 def test_a_folder_that_the_command_wrote_may_be_written_again_and_no_other(world, capsys):
