@@ -89,7 +89,7 @@ class Suite:
             console.print(line, highlight=False)
         if session.dry_run:
             runs = show_plan(session, console)
-            answer(arguments, runs=[{"run": run.label, "flops": run.flops} for run in runs])
+            answer(arguments, runs=[{"run": run.label, "flops": run.flops or None} for run in runs])
             return 0
         session = drop_missing_tasks(session, console)
         store = session.store()
