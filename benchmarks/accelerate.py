@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _report(goal, outcome, output, store, console)
     answer(arguments, **summary, output=output)
     if not summary["reached"]:
-        print(f"target not reached: {shortfall(goal, outcome)}; that model is saved in {output}", file=sys.stderr)
+        print(f"{shortfall(goal, outcome)}; that model is saved in {output}", file=sys.stderr)
     return 0 if summary["reached"] else 1
 
 
@@ -283,19 +283,20 @@ def _change(said: dict[str, Any]) -> str:
 
 
 def shortfall(goal: Goal, outcome: Outcome) -> str:
-    """Why the target was not reached, and the best that was."""
+    """Why the target was not met, and what was."""
     said = outcome.record["metrics"]
     reached = f"{said['reduced']['speedup']:.2f}x on the rows to score on"
     speedups = [point.speedup for point in outcome.points]
     least, most, wished = min(speedups), max(speedups), f"{goal.target:g}x"
-    if most < goal.target:
-        return f"{wished} is beyond {goal.method} here, the most of {len(speedups)} trials was {most:.2f}x, {reached}"
+    trials = f"{len(speedups)} trial(s)"
     if least > goal.target:
-        return (
-            f"{goal.method} never got down to {wished}, the least of {len(speedups)} trials was {least:.2f}x, {reached}"
-        )
-    chosen = said["held_out"]["speedup"]
-    return f"the nearest of {len(speedups)} trials to {wished} was {chosen:.2f}x, {reached}"
+        nearest = f"the nearest, {said['held_out']['speedup']:.2f}x on held-out rows"
+        return f"every one of {trials} was faster than {wished}; {nearest}, is {reached}"
+    if most < goal.target:
+        best = f"the most of {trials} was {most:.2f}x"
+        return f"target not reached: {wished} is beyond {goal.method} here, {best}, {reached}"
+    nearest = f"the nearest of {trials} to {wished} was {said['held_out']['speedup']:.2f}x (the most {most:.2f}x)"
+    return f"target not reached: {nearest}, {reached}"
 
 
 if __name__ == "__main__":

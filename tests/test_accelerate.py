@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -198,8 +199,24 @@ def test_an_impossible_target_says_so_and_what_was_reached(world, capsys):
     captured = capsys.readouterr()
     line = captured.err.strip()
     assert line.count("\n") == 0 and line.startswith("target not reached: 400x is beyond deebert here")
-    assert "trials was" in line and str(world / "out") in line
+    assert "trial(s) was" in line and str(world / "out") in line
     assert "accuracy, percent" in captured.out and (world / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("speedups", "said"),
+    [
+        ((1.45, 3.0), "every one of 2 trial(s) was faster than 1.2x; the nearest, 1.45x on held-out rows, is 1.40x on"),
+        ((1.01, 2.99), "target not reached: the nearest of 2 trial(s) to 1.2x was 1.01x (the most 2.99x), 1.40x on"),
+        ((1.0, 1.05), "target not reached: 1.2x is beyond lat here, the most of 2 trial(s) was 1.05x, 1.40x on"),
+    ],
+)
+def test_what_was_not_met_is_said_as_it_is(speedups, said):
+    points = [Point(speedup=speedup, score=0.5) for speedup in speedups]
+    metrics = {"reduced": {"speedup": 1.4}, "held_out": {"speedup": choose(points, 1.2).speedup}}
+    goal = SimpleNamespace(target=1.2, method="lat")
+    outcome = SimpleNamespace(points=points, record={"metrics": metrics})
+    assert accelerate.shortfall(goal, outcome) == f"{said} the rows to score on"
 
 
 def test_a_learned_method_is_trained_once_per_trial_and_never_again(world, capsys):
