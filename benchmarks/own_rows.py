@@ -22,7 +22,7 @@ from benchmarks.own_answers import AnswerRows, start_column
 from benchmarks.own_texts import BOTH, TextRows
 from benchmarks.own_words import WordRows
 from benchmarks.plain import canonical_json
-from benchmarks.row_files import SUFFIXES, read_rows
+from benchmarks.row_files import SUFFIXES, read_rows, suffix_of
 from benchmarks.tasks import Task
 
 if TYPE_CHECKING:
@@ -186,8 +186,9 @@ def _check_groups(rows: datasets.Dataset, group: str, path: Path, least: int) ->
 def _read(path: Path) -> datasets.Dataset:
     if not path.is_file():
         raise UserError(f"no file {path}; give a {', '.join(SUFFIXES)} file with texts and labels")
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path} is none of {', '.join(SUFFIXES)}; convert it to one of them")
+    if suffix_of(path) not in SUFFIXES:
+        lines = "write one object a line, as .jsonl" if suffix_of(path) == ".json" else "convert it to one of them"
+        raise UserError(f"{path} is none of {', '.join(SUFFIXES)}; {lines}")
     return read_rows([path])
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.errors import UserError
-from benchmarks.row_checks import check_numbers, check_texts
+from benchmarks.row_checks import check_numbers, check_texts, empty_label
 from benchmarks.row_files import numbers
 from benchmarks.task_folders import task_from_folder
 from benchmarks.tasks import Task
@@ -121,9 +121,10 @@ def _standard(rows: datasets.Dataset, columns: tuple[str, ...], names: tuple[str
     if names:
         ids = [names.index(_name(one)) if _name(one) in names else None for one in labels]
         for number, (place, one) in enumerate(zip(ids, labels, strict=True), 1):
+            if one is None:
+                raise UserError(empty_label(str(path), number, label))
             if place is None:
-                said = "is empty" if one is None else f"{one!r} is none of {', '.join(names)}"
-                raise UserError(f"{path}, row {number}: the label in {label!r} {said}")
+                raise UserError(f"{path}, row {number}: the label in {label!r} {one!r} is none of {', '.join(names)}")
         feature: Any = datasets.ClassLabel(names=list(names))
         values: list[Any] = ids
     else:

@@ -261,6 +261,12 @@ ARGUMENTS |= {
         ("no such file", ([*OWN, "--task-data", "x.csv"], None), ["no file x.csv"]),
         ("a folder as file", ([*OWN, "--task-data", "data"], None), ["no file data"]),
         ("another format", ([*OWN, "--task-data", "model/config.json"], None), ["none of .parquet, .jsonl"]),
+        ("JSON", ([*OWN, "--task-data", "model/config.json"], None), ["one object a line, as .jsonl"]),
+        (
+            "semicolons",
+            own(TEXTS.replace(",", ";").replace("a film 0;0", "text;label")),
+            ["has ';' and no comma", "save"],
+        ),
         ("too few rows", ([*OWN], None), ["16 rows", "at least 40"]),
         ("target of one", ([*OWN, "--target-speedup", "1"], None), ["--target-speedup", "greater than 1"]),
         ("target that is none", ([*OWN, "--target-speedup", "nan"], None), ["--target-speedup", "got nan"]),
@@ -276,7 +282,7 @@ ARGUMENTS |= {
         ("labels that are names", own("text,label\n" + "".join(f"a,n{i}\n" for i in range(40))), ["--regression"]),
         ("empty text", own(f"text,label\n{TEXTS} ,1\n"), ["train.csv, row 41", "empty"]),
         ("empty label", own(f"text,label\n{TEXTS}b,\n"), ["train.csv, row 41", "is empty"]),
-        ("values that are none", own(f"text,label\n{TEXTS}b,\n", "--regression"), ["row 41", "finite number"]),
+        ("values that are none", own(f"text,label\n{TEXTS}b,\n", "--regression"), ["row 41", "is empty"]),
         ("words without tags", own("words,tags\n" + "a b,X Y\n" * 40 + "a b,X\n"), ["row 41", "2 words", "1 tags"]),
         ("no words", own("words,tags\n" + "a b,X Y\n" * 40 + ",X\n"), ["row 41", "'words' is empty"]),
         (

@@ -174,6 +174,13 @@ def test_copies_of_too_few_texts_are_refused(tmp_path, different, said):
         own_task(rows, home=tmp_path)
 
 
+@pytest.mark.parametrize("name", ["r.CSV", "r.Tsv"])
+def test_the_case_of_a_suffix_does_not_matter(tmp_path, name):
+    rows = [(f"t {i}", "ab"[i % 2]) for i in range(50)]
+    path = write(tmp_path / name, ("text", "label"), rows, "," if name == "r.CSV" else "\t")
+    assert own_task(path, home=tmp_path).train_rows == 40
+
+
 def test_a_validation_file_is_what_is_scored_on(tmp_path):
     train = write(tmp_path / "train.csv", ("text", "label"), [(f"t {i}", "ab"[i % 2]) for i in range(20)])
     other = write(tmp_path / "dev.csv", ("label", "text"), [("b", "v 1"), ("a", "v 2")])
