@@ -88,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     goal = _goal(arguments)
     output = arguments.output or arguments.results / "models" / f"{goal.own.task.title}-{goal.method}"
     _check_output(output, goal.model)
+    for flag, folder in (("--output", output), ("--results", arguments.results)):
+        _check_writable(flag, folder)
     console = open_console(quiet=arguments.json)
     console.print(_introduction(goal), highlight=False)
     if arguments.dry_run:
@@ -191,14 +193,24 @@ def _check_output(folder: Path, model: ModelRef) -> None:
         )
 
 
+def _check_writable(flag: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made, or not be written to."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        reason = "cannot be written to" if there.is_dir() else "is a file"
+        raise UserError(f"{flag} {folder} cannot be used: {there} {reason}; choose another folder")
+
+
 # What is said ---------------------------------------------------------------------------------------------------------
 
 
 def _plan(goal: Goal) -> dict[str, Any]:
     """How the rows are read and what would be trained, as `--json` says it of a dry run."""
+    from benchmarks.experiment_data import evaluation_features
     from benchmarks.models import replaced_head
 
     own = goal.own
+    features = evaluation_features(goal.experiment("dense"), own.task.eval_splits[0])  # refuses a --max-length, too
     return {
         "task": own.task.title,
         "kind": own.task.kind,
@@ -206,6 +218,7 @@ def _plan(goal: Goal) -> dict[str, Any]:
         "classes": list(own.task.label_names),
         "metric": own.task.metric,
         "max_length": own.task.sequence_length,
+        "longer_rows": None if own.task.kind == "span_qa" else sum(feature["truncated"] for feature in features),
         "train_rows": own.train_rows,
         "score_rows": own.score_rows,
         "left_out_rows": own.left_out,
@@ -225,6 +238,8 @@ def _introduction(goal: Goal) -> str:
         f"{said['max_length']} tokens; {said['train_rows']} rows to train and choose on, {said['score_rows']} others "
         "to score on"
     ]
+    if said["longer_rows"]:
+        lines.append(f"{said['longer_rows']} of {said['score_rows']} texts to score on are longer, and are cut")
     if said["left_out_rows"]:
         lines.append(
             f"{said['left_out_rows']} of {said['train_rows'] + said['left_out_rows']} rows to train on are also among "

@@ -307,6 +307,17 @@ ARGUMENTS |= {
         ("method that cannot do values", own(f"text,label\n{TEXTS}b,0.5\n", "--method", "deebert"), ["regression"]),
         ("output with other files", own(f"text,label\n{TEXTS}", "--output", "data"), ["data holds files", "empty"]),
         ("output that is a model", own(f"text,label\n{TEXTS}", "--output", "reducer"), ["reducer holds files"]),
+        (
+            "results in a file",
+            own(f"text,label\n{TEXTS}", "--dry-run", "--results", "model/config.json/r"),
+            ["is a file"],
+        ),
+        (
+            "too long",
+            own(f"text,label\n{TEXTS}", "--dry-run", "--max-length", "99"),
+            ["beyond the 80", "--max-length 80"],
+        ),
+        ("too short", own(f"text,label\n{TEXTS}", "--dry-run", "--max-length", "2"), ["no room for text"]),
         ("output over its encoder", own(f"text,label\n{TEXTS}", "--output", "data/../model"), ["folder of --model"]),
         ("output that is a file", own(f"text,label\n{TEXTS}", "--output", "model/config.json"), ["is a file"]),
         (

@@ -235,6 +235,11 @@ def test_a_dry_run_says_how_the_rows_are_read(world, capsys):
     assert call(world, "--dry-run") == 0
     said = capsys.readouterr().out
     assert "sentence -> label (0, 1)" in said and "transkimmer" in said and not (world / "out").exists()
+    assert "are longer" not in said
+    assert call(world, "--dry-run", "--max-length", "8") == 0
+    texts = [row.split() for row in rows_of(own_task(world / "data/mood/train.csv"), "test")["sentence"]]
+    longer = sum(len(words) > 6 for words in texts)
+    assert f"{longer} of {len(texts)} texts to score on are longer, and are cut" in capsys.readouterr().out
     assert call(world, "--dry-run", "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert said["columns"] == ["sentence", "label"] and said["classes"] == ["0", "1"] and said["left_out_rows"] == 0

@@ -154,7 +154,8 @@ def test_copies_stay_on_one_side_however_many_there_are(tmp_path, copies):
         assert not train & chosen
 
 
-def test_rows_that_are_scored_on_are_not_trained_on(tmp_path, capsys):
+def test_rows_that_are_scored_on_are_not_trained_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SKIMBENCH_HOME", str(tmp_path / "home"))
     train = write(tmp_path / "train.csv", ("text", "label"), [(f"t {i % 30}", "ab"[i % 2]) for i in range(40)])
     other = write(tmp_path / "dev.csv", ("text", "label"), [("t 3", "a"), ("t 29", "b"), ("new", "b")])
     own = own_task(train, other, home=tmp_path)
