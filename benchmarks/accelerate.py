@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from benchmarks.models import ModelRef
 
 PROGRAM = "python -m benchmarks.accelerate"
+SUMMARY = "accelerate.json"  # as `benchmarks.acceleration.save` calls it: its folders may be written again
 AUTO_CLASSES = {
     "classification": "AutoModelForSequenceClassification",
     "regression": "AutoModelForSequenceClassification",
@@ -50,7 +51,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add = result.add_argument
     add("--task-data", type=Path, metavar="FILE", required=True, help="your rows")
-    add("--validation", type=Path, metavar="FILE", help="rows to score on; default: a fifth of --task-data")
+    add(
+        "--validation",
+        type=Path,
+        metavar="FILE",
+        help="rows to score on, not trained on; default: a fifth of --task-data",
+    )
     add("--model", metavar="NAME_OR_PATH", help="pre-trained encoder; default: the embedded one")
     add("--method", metavar="METHOD", default="transkimmer", help="default: transkimmer")
     add("--target-speedup", type=float, metavar="X", default=2.0, help="times fewer FLOPs, unpadded; default: 2")
@@ -80,14 +86,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.model is None or Path(arguments.model).exists():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing below needs the network
     goal = _goal(arguments)
+    output = arguments.output or arguments.results / "models" / f"{goal.own.task.title}-{goal.method}"
+    _check_output(output, goal.model)
+    for flag, folder in (("--output", output), ("--results", arguments.results)):
+        _check_writable(flag, folder)
     console = open_console(quiet=arguments.json)
     console.print(_introduction(goal), highlight=False)
     if arguments.dry_run:
+        answer(arguments, **_plan(goal), output=output)
         return 0
     from benchmarks.acceleration import accelerate, save
 
-    output = arguments.output or arguments.results / "models" / f"{goal.own.task.title}-{goal.method}"
-    _check_output(output)
     store = RunStore.open(arguments.results, force=arguments.force)
     with RunProgress(goal.units, quiet=arguments.quiet or arguments.json) as progress:
         outcome = accelerate(goal, store, progress)
@@ -99,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _report(goal, outcome, output, store, console)
     answer(arguments, **summary, output=output)
     if not summary["reached"]:
-        print(f"target not reached: {shortfall(goal, outcome)}; that model is saved in {output}", file=sys.stderr)
+        print(f"{shortfall(goal, outcome)}; that model is saved in {output}", file=sys.stderr)
     return 0 if summary["reached"] else 1
 
 
@@ -168,27 +177,76 @@ def _model(name: str | None) -> ModelRef:
     from benchmarks.embedded import embedded_model_path
     from benchmarks.models import find_model, folder_model
 
-    return find_model(name) if name else folder_model(embedded_model_path(), "MiniLM-L6")
+    return folder_model(embedded_model_path(), "MiniLM-L6") if name is None else find_model(name)
 
 
-def _check_output(folder: Path) -> None:
-    """Refuse, before anything is trained, a place that holds something else than a saved model."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())):
-        raise UserError(f"--output {folder} is there already and is no saved model; choose another folder")
+def _check_output(folder: Path, model: ModelRef) -> None:
+    """Refuse, before anything is trained, the given encoder's own folder and whatever this command did not write."""
+    if model.is_folder and folder.resolve() == Path(model.source).resolve():
+        raise UserError(f"--output {folder} is the folder of --model, which would be overwritten; choose another one")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder} is a file; give a folder that is new or empty")
+    if folder.exists() and any(folder.iterdir()) and not (folder / SUMMARY).is_file():
+        raise UserError(
+            f"--output {folder} holds files that this command did not write (there is no {SUMMARY}); give a folder "
+            "that is new or empty"
+        )
+
+
+def _check_writable(flag: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made, or not be written to."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        reason = "cannot be written to" if there.is_dir() else "is a file"
+        raise UserError(f"{flag} {folder} cannot be used: {there} {reason}; choose another folder")
 
 
 # What is said ---------------------------------------------------------------------------------------------------------
 
 
-def _introduction(goal: Goal) -> str:
+def _plan(goal: Goal) -> dict[str, Any]:
+    """How the rows are read and what would be trained, as `--json` says it of a dry run."""
+    from benchmarks.experiment_data import evaluation_features
+    from benchmarks.models import replaced_head
+
     own = goal.own
-    *texts, label = own.columns
-    classes = ", ".join(own.task.label_names) or ("answers in a context" if own.task.kind == "span_qa" else "values")
-    return (
-        f"{own.task.title}: {' and '.join(texts)} -> {label} ({classes}), texts cut to {own.task.sequence_length} "
-        f"tokens; {own.train_rows} rows to train and choose on, {own.score_rows} others to score on\n"
-        f"{goal.model.title}, {goal.method}, {goal.target:g}x fewer FLOPs wished for"
-    )
+    features = evaluation_features(goal.experiment("dense"), own.task.eval_splits[0])  # refuses a --max-length, too
+    return {
+        "task": own.task.title,
+        "kind": own.task.kind,
+        "columns": list(own.columns),
+        "classes": list(own.task.label_names),
+        "metric": own.task.metric,
+        "max_length": own.task.sequence_length,
+        "longer_rows": None if own.task.kind == "span_qa" else sum(feature["truncated"] for feature in features),
+        "train_rows": own.train_rows,
+        "score_rows": own.score_rows,
+        "left_out_rows": own.left_out,
+        "model": goal.model.title,
+        "replaced_head": replaced_head(goal.model, own.task),
+        "method": goal.method,
+        "target_speedup": goal.target,
+        "trials": goal.trials,
+    }
+
+
+def _introduction(goal: Goal) -> str:
+    said, (*texts, label) = _plan(goal), goal.own.columns
+    answers = "answers in a context" if said["kind"] == "span_qa" else "values"
+    lines = [
+        f"{said['task']}: {' and '.join(texts)} -> {label} ({', '.join(said['classes']) or answers}), texts cut to "
+        f"{said['max_length']} tokens; {said['train_rows']} rows to train and choose on, {said['score_rows']} others "
+        "to score on"
+    ]
+    if said["longer_rows"]:
+        lines.append(f"{said['longer_rows']} of {said['score_rows']} texts to score on are longer, and are cut")
+    if said["left_out_rows"]:
+        lines.append(
+            f"{said['left_out_rows']} of {said['train_rows'] + said['left_out_rows']} rows to train on are also among "
+            "those to score on, and are left out of training"
+        )
+    lines.append(f"{said['model']}, {said['method']}, {said['target_speedup']:g}x fewer FLOPs wished for")
+    return "\n".join([*lines, *filter(None, [said["replaced_head"]])])
 
 
 def _report(goal: Goal, outcome: Outcome, output: Path, store: RunStore, console: Console) -> None:
@@ -212,7 +270,7 @@ def _report(goal: Goal, outcome: Outcome, output: Path, store: RunStore, console
         spread = f"{faster['median']:.2f}x ({faster['lowest']:.2f} to {faster['highest']:.2f})"
         rows.append((f"ms per text, batch {size}", f"{times['dense']:.2f}", f"{times['reduced']:.2f}", spread))
     frame = pd.DataFrame(rows, columns=["", "Dense", "Reduced", "Change"])
-    print_table(frame, f"On {said['rows']} rows that neither training nor choosing saw", console)
+    print_table(frame, f"On {goal.own.score_rows} rows that neither training nor choosing saw", console)
     stock = ", ".join(
         f"{timed['speedup_over_stock']['median']:.2f}x in batches of {size}" for size, timed in said["time"].items()
     )
@@ -240,19 +298,20 @@ def _change(said: dict[str, Any]) -> str:
 
 
 def shortfall(goal: Goal, outcome: Outcome) -> str:
-    """Why the target was not reached, and the best that was."""
+    """Why the target was not met, and what was."""
     said = outcome.record["metrics"]
     reached = f"{said['reduced']['speedup']:.2f}x on the rows to score on"
     speedups = [point.speedup for point in outcome.points]
     least, most, wished = min(speedups), max(speedups), f"{goal.target:g}x"
-    if most < goal.target:
-        return f"{wished} is beyond {goal.method} here, the most of {len(speedups)} trials was {most:.2f}x, {reached}"
+    trials = f"{len(speedups)} trial(s)"
     if least > goal.target:
-        return (
-            f"{goal.method} never got down to {wished}, the least of {len(speedups)} trials was {least:.2f}x, {reached}"
-        )
-    chosen = said["held_out"]["speedup"]
-    return f"the nearest of {len(speedups)} trials to {wished} was {chosen:.2f}x, {reached}"
+        nearest = f"the nearest, {said['held_out']['speedup']:.2f}x on held-out rows"
+        return f"every one of {trials} was faster than {wished}; {nearest}, is {reached}"
+    if most < goal.target:
+        best = f"the most of {trials} was {most:.2f}x"
+        return f"target not reached: {wished} is beyond {goal.method} here, {best}, {reached}"
+    nearest = f"the nearest of {trials} to {wished} was {said['held_out']['speedup']:.2f}x (the most {most:.2f}x)"
+    return f"target not reached: {nearest}, {reached}"
 
 
 if __name__ == "__main__":

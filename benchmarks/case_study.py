@@ -22,8 +22,6 @@ from benchmarks.errors import Parser, UserError
 from benchmarks.trained import checkpoints
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from benchmarks.case_examples import Example, Shown
     from benchmarks.models import ModelRef
     from benchmarks.token_view import MethodView
@@ -45,7 +43,11 @@ def parser() -> argparse.ArgumentParser:
     add("text", nargs="?", help="in quotes")
     add("second", nargs="?", metavar="question", help="the question asked of the text, or the second text of a pair")
     add("--reducer", nargs="+", metavar="DIR", type=Path, help="trained reducers; default: the newest of each method")
-    add("--model", metavar="NAME_OR_PATH", help="whose tokenizer they were trained with; default: the embedded model")
+    add(
+        "--model",
+        metavar="NAME_OR_PATH",
+        help="whose tokenizer reads for those without one beside them; default: the embedded model",
+    )
     add("--task", metavar="TASK", help="without --reducer: take those of this task")
     add("--methods", nargs="+", metavar="METHOD", help="without --reducer: only these; --examples: default: three")
     add("--output", type=Path, metavar="FILE", help="the page of a text; default: results/local/case_study.html")
@@ -149,7 +151,6 @@ def _shown(example: Example, arguments: argparse.Namespace, results: Path) -> Sh
     """An example under the reducers of the first of its tasks that has any."""
     from benchmarks import case_examples
     from benchmarks.embedded import skimbench_home
-    from benchmarks.models import load_tokenizer
     from benchmarks.tasks import TASKS
 
     model, pair = _model(arguments), len(example.texts) == 2
@@ -163,9 +164,9 @@ def _shown(example: Example, arguments: argparse.Namespace, results: Path) -> Sh
     else:
         return None
     texts = case_examples.paper_row(example, arguments.data_dir) if arguments.data_dir else example.texts
-    task, tokenizer = TASKS[own[0].task], load_tokenizer(model)
+    task = TASKS[own[0].task]
     source = f"trained on {task.title}"
-    views = tuple(_view(one.folder, tokenizer, texts, source, task.label_names) for one in own)
+    views = tuple(_view(one.folder, model, texts, source, task.label_names) for one in own)
     return case_examples.Shown(
         name=example.name,
         title=example.title,
@@ -180,7 +181,6 @@ def _shown(example: Example, arguments: argparse.Namespace, results: Path) -> Sh
 def _views(arguments: argparse.Namespace) -> list[MethodView]:
     """What each reducer does with the text of the command line."""
     from benchmarks.embedded import skimbench_home
-    from benchmarks.models import load_tokenizer
     from benchmarks.tasks import TASKS
 
     folders: list[tuple[Path, str, Sequence[str]]]
@@ -198,8 +198,8 @@ def _views(arguments: argparse.Namespace) -> list[MethodView]:
         task = TASKS[own[0].task]
         folders = [(one.folder, f"trained on {task.title}", task.label_names) for one in own]
     texts = (arguments.text,) if arguments.second is None else (arguments.text, arguments.second)
-    tokenizer = load_tokenizer(model)
-    return [_view(folder, tokenizer, texts, source, labels) for folder, source, labels in folders]
+    named = arguments.model is not None
+    return [_view(folder, model, texts, source, labels, named=named) for folder, source, labels in folders]
 
 
 def _makes(task: str) -> str:
@@ -225,15 +225,22 @@ def _none_there(arguments: argparse.Namespace, home: Path) -> str:
 
 def _view(
     folder: Path,
-    tokenizer: PreTrainedTokenizerBase,
+    model: ModelRef,
     texts: Sequence[str],
     source: str,
     labels: Sequence[str],
+    *,
+    named: bool = True,
 ) -> MethodView:
-    """The view of the reducer in `folder`; a UserError if none can be loaded from there."""
+    """The view of the reducer in `folder`; a UserError if none can be loaded from there.
+
+    Args:
+        model: whose tokenizer reads the texts, where the folder has none. named: whether the user chose it.
+    """
     import safetensors
 
     import methods
+    from benchmarks.models import beside_reducer, load_tokenizer
     from benchmarks.token_view import look
 
     if not (folder / "config.json").is_file():
@@ -242,6 +249,7 @@ def _view(
         reducer = methods.load(str(folder))
     except (ValueError, KeyError, OSError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot load the reducer {folder}: {error}") from error
+    tokenizer = load_tokenizer(beside_reducer(folder, reducer, model, named=named))
     return look(reducer, tokenizer, *texts, source=source, labels=labels)
 
 

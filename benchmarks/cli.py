@@ -87,7 +87,7 @@ def parser(suite: Suite) -> argparse.ArgumentParser:
     add("--profile", choices=PROFILES, help="what to run on; default: paper with a GPU and the hub, else embedded")
     add("--model", metavar="NAME_OR_PATH", help="pre-trained encoder (local profile; default there: the embedded one)")
     add("--data-dir", metavar="DIR", type=Path, help="folder with <task>/<split>.parquet|tsv|csv|jsonl (local profile)")
-    add("--tasks", nargs="+", metavar="TASK", help="default: all of the profile")
+    add("--tasks", nargs="+", metavar="TASK", help="default: all of the profile; of --data-dir, all that are there")
     add("--methods", nargs="+", metavar="METHOD", help="default: all; dense is always run")
     add("--padding", nargs="+", metavar="SETTING", default=list(PADDINGS), help="none, batch, sequence; default: all")
     add("--seeds", nargs="+", type=int, metavar="N", help="default: 42, in the paper profile 42 43 44")
@@ -166,7 +166,12 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
         if padding not in PADDINGS:
             raise UserError(f"--padding takes {', '.join(PADDINGS)}, got '{padding}'")
     check_seeds(arguments.seeds or ())
+    source = source_of(profile, arguments.data_dir)
     names = arguments.tasks or suite.tasks[profile]
+    if profile == "local" and not arguments.tasks:
+        from benchmarks.task_folders import tasks_in
+
+        names = tasks_in(arguments.data_dir, names)
     wanted = arguments.methods or methods.available()
     for name in wanted:
         try:
@@ -178,7 +183,7 @@ def open_session(arguments: argparse.Namespace, suite: Suite) -> Session:
         profile=profile,
         setting=Setting(
             recipe=arguments.recipe or ("paper" if profile == "paper" else "short"),
-            source=source_of(profile, arguments.data_dir),
+            source=source,
             compute=Compute(
                 device=device, dtype=arguments.dtype or default_dtype(profile, device), processes=current().size
             ),

@@ -106,7 +106,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = result.add_argument
-    add("--model", metavar="NAME_OR_PATH", help="encoder to time; default: random weights of BERT-base's shape")
+    add(
+        "--model",
+        metavar="NAME_OR_PATH",
+        help="encoder to time, or whose tokenizer reads for a --reducer without one; "
+        "default: random weights of BERT-base's shape",
+    )
     add("--data-dir", metavar="DIR", type=Path, help="folder with <task>/<split>.*; default: the embedded texts")
     add("--tasks", nargs="+", metavar="TASK", default=["vader_sentiment"], help="whose texts; default: vader_sentiment")
     add("--max-length", type=int, metavar="N", help="cut texts, and pad `sequence`, to N tokens; default: the task's")
@@ -230,12 +235,16 @@ def bench_of(arguments: argparse.Namespace, task_name: str) -> Bench:
         if ensure_embedded(skimbench_home(), [task.name])[task.name] is None:
             raise UserError(f"the texts of {task.name} could not be had; run ./reproduce.sh setup with a network once")
     tokens = find_model(arguments.model) if arguments.model else folder_model(embedded_model_path(), "MiniLM-L6")
+    identity = tokens.identity
     reducers = _reducers(arguments, task, tokens)
+    if arguments.reducer:
+        beside = _tokens(reducers, tokens, named=arguments.model is not None)
+        tokens, identity = beside, identity if arguments.model else beside.identity
     torch.manual_seed(0)
     if reducers:
-        model, identity = reducers[0][1].model, tokens.identity
+        model = reducers[0][1].model
     elif arguments.model:
-        model, identity = load_model(tokens, task), tokens.identity
+        model = load_model(tokens, task)
     else:
         model, identity = _random_model(task), RANDOM_SHAPE
     _check_fit(model, reducers, arguments.schedule)
@@ -316,11 +325,25 @@ def _reducers(arguments: argparse.Namespace, task: Task, model: ModelRef) -> lis
             )
     loaded = []
     for folder in folders:
+        if not (folder / "config.json").is_file():
+            raise UserError(f"cannot load the reducer {folder}: give a folder that `save_pretrained` wrote")
         try:
             loaded.append((folder, methods.load(str(folder))))
         except (ValueError, KeyError, OSError) as error:
             raise UserError(f"cannot load the reducer {folder}: {error}") from error
     return loaded
+
+
+def _tokens(reducers: Sequence[tuple[Path, TokenReducer]], model: ModelRef, *, named: bool) -> ModelRef:
+    """Whose tokenizer reads the texts for all reducers; see `benchmarks.models.beside_reducer`."""
+    from benchmarks.models import beside_reducer, load_tokenizer
+
+    first, *others = (beside_reducer(*one, model, named=named) for one in reducers)
+    words = load_tokenizer(first).get_vocab()
+    for other in others:
+        if other != first and load_tokenizer(other).get_vocab() != words:
+            raise UserError(f"the tokenizers of {first.source} and {other.source} differ; time their reducers apart")
+    return first
 
 
 def _name(folder: Path, reducer: TokenReducer) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from benchmarks.tasks import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from methods import TokenReducer
 
 PAPER_MODELS = {
     "BERT-base": "google-bert/bert-base-uncased",
@@ -26,6 +29,8 @@ REVISIONS = {  # of the hub, so that the paper profile means the same weights to
     "distilbert/distilbert-base-uncased": "12040accade4e8a0f71eabdb258fecc2e7e948be",
     "albert/albert-base-v2": "8e2f239c5f8a2c0f253781ca60135db913e5c80c",
 }
+HUB_TIMEOUT_S = 10
+_CHECK = {True: "", False: "; check --model"}  # whether it is a folder, which was looked for before
 
 
 @dataclass(frozen=True)
@@ -79,21 +84,79 @@ def folder_model(path: Path, title: str | None = None) -> ModelRef:
     return ModelRef(title or path.resolve().name, str(path), f"sha256:{_sha256(weights)[:16]}", family)
 
 
+def beside_reducer(folder: Path, reducer: TokenReducer, model: ModelRef, *, named: bool) -> ModelRef:
+    """Whose tokenizer reads texts for a saved reducer: its own folder's, where there is one, else `model`'s.
+
+    Args:
+        named: whether the user chose `model`, so that it may know fewer tokens than the reducer.
+    Raises:
+        UserError: the folder has no tokenizer, and that of `model` is of another vocabulary.
+    """
+    vocabulary = reducer.backbone.config.vocab_size
+    if (folder / "tokenizer.json").is_file():
+        weights, family = folder / "model.safetensors", reducer.backbone.config.model_type
+        return ModelRef(folder.resolve().name, str(folder), f"sha256:{_sha256(weights)[:16]}", family)
+    known = len(load_tokenizer(model))
+    if known > vocabulary or (known < vocabulary and not named):
+        raise UserError(
+            f"the reducer {folder} has no tokenizer beside it, and that of {model.source} has {known:,} tokens where "
+            f"the reducer has {vocabulary:,}; name the model that it was trained from with --model"
+        )
+    return model
+
+
 def find_model(name: str) -> ModelRef:
-    """The model that `--model` names: a folder if one is there (or the name looks like a path), else a hub name."""
+    """The model that `--model` names: a folder if one is there (or the name looks like a path), else a hub name.
+
+    Raises:
+        UserError: it looks like a path, and no model is there.
+    """
     path = Path(name).expanduser()
-    if path.is_dir() or name.startswith((".", "/", "~")):
+    if path.is_dir():
         return folder_model(path)
-    return hub_model(name.rsplit("/", 1)[-1], name)
+    if path.exists():
+        raise UserError(f"{name} is a file; give its folder, with config.json and model.safetensors, as --model")
+    parts = name.split("/")
+    if name.startswith((".", "/", "~")) or "\\" in name or len(parts) > 2 or (parts[1:] and Path(parts[0]).is_dir()):
+        raise UserError(f"there is no folder {name}; check --model")
+    if not all(parts):
+        raise UserError(f"--model {name!r} is neither a folder nor the name of a model on the hub")
+    return hub_model(parts[-1], name)
+
+
+def check_reachable(ref: ModelRef) -> None:
+    """Refuse a hub model that is neither in the cache nor to be had, before libraries try it again and again.
+
+    Raises:
+        UserError: nobody answers at the hub.
+    """
+    import urllib.error
+    import urllib.request
+
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if ref.is_folder or constants.HF_HUB_OFFLINE:
+        return
+    if isinstance(try_to_load_from_cache(ref.source, "config.json", revision=ref.revision), str):
+        return
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=HUB_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return  # it answers
+    except OSError as error:
+        raise UserError(f"there is no folder {ref.source}, and the hub cannot be reached; check --model") from error
 
 
 def load_model(ref: ModelRef, task: Task) -> PreTrainedModel:
     """The encoder with a fresh head for `task`; seed torch first, the head is drawn from its generator.
 
+    A head of the same kind that the model brings is kept where it has as many labels; see `replaced_head`.
+
     Raises:
         UserError: the model cannot be had, or is of an unsupported family.
     """
     import safetensors
+    import torch
     import transformers
 
     heads = {
@@ -106,14 +169,43 @@ def load_model(ref: ModelRef, task: Task) -> PreTrainedModel:
         settings["problem_type"] = "regression"
     with _quiet_transformers():
         try:
+            check_reachable(ref)
             config = transformers.AutoConfig.from_pretrained(ref.source, revision=ref.revision)
             _check_family(ref.source, config.model_type)
-            return loader.from_pretrained(ref.source, revision=ref.revision, use_safetensors=True, **settings)
+            load = partial(loader.from_pretrained, ref.source, revision=ref.revision, use_safetensors=True, **settings)
+            state = torch.get_rng_state()
+            try:
+                return load()
+            except RuntimeError:  # shapes: of a head with other labels, or of weights that do not fit
+                torch.set_rng_state(state)
+                model, told = load(ignore_mismatched_sizes=True, output_loading_info=True)
+                body = f"{model.base_model_prefix}."
+                if any(name.startswith(body) for name, *_ in told["mismatched_keys"]):
+                    raise
+                return model
         except (OSError, ValueError, safetensors.SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"cannot load the model {ref.source}: {reason}") from error
+            raise UserError(f"cannot load the model {ref.source}: {reason}{_CHECK[ref.is_folder]}") from error
         except RuntimeError as error:  # shapes, of which transformers has printed a table
             raise UserError(f"cannot load the model {ref.source}: its weights do not fit its configuration") from error
+
+
+def replaced_head(ref: ModelRef, task: Task) -> str | None:
+    """What to tell of a folder's classifier that `load_model` replaces: it has another number of labels."""
+    import transformers
+
+    if not ref.is_folder:
+        return None
+    with _quiet_transformers():
+        config = transformers.AutoConfig.from_pretrained(ref.source)
+    kind = "TokenClassification" if task.kind == "token_classification" else "SequenceClassification"
+    classifies = task.kind != "span_qa" and any(name.endswith(kind) for name in config.architectures or ())
+    if not classifies or config.num_labels == task.num_labels:
+        return None
+    return (
+        f"{ref.title} has a head of {config.num_labels} label(s); {task.title} has {task.num_labels}, so a fresh head "
+        "is trained"
+    )
 
 
 def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
@@ -124,12 +216,13 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
     """
     import transformers
 
+    check_reachable(ref)
     with _quiet_transformers():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(ref.source, revision=ref.revision)
         except Exception as error:  # the tokenizers library raises nothing more special
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"cannot load the tokenizer of {ref.source}: {reason}") from error
+            raise UserError(f"cannot load the tokenizer of {ref.source}: {reason}{_CHECK[ref.is_folder]}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes where there are no files
         raise UserError(f"{ref.source} has no tokenizer with words in it; save one beside the model (tokenizer.json)")
     return tokenizer

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.errors import UserError
+from benchmarks.own_texts import BOTH, in_one
 from benchmarks.row_checks import check_answers, check_texts
 from benchmarks.task_folders import input_length
 from benchmarks.tasks import Task
@@ -59,6 +60,7 @@ class AnswerRows:
                 QUESTION: text,
                 CONTEXT: text,
                 ANSWERS: {"text": datasets.List(text), "answer_start": datasets.List(datasets.Value("int64"))},
+                BOTH: text,
             }
         )
         told = self._task(path.stem, 0, None)
@@ -69,7 +71,7 @@ class AnswerRows:
         ]
         data = {QUESTION: question, CONTEXT: context, ANSWERS: found}
         check_answers(data, told, str(path), official=False)
-        return datasets.Dataset.from_dict(data, features=features)
+        return datasets.Dataset.from_dict(data | {BOTH: in_one(question, context)}, features=features)
 
     def _found(self, answer: Any, start: Any, context: str, where: str) -> dict[str, list[Any]]:
         """An answer as SQuAD has it; where no place is told, its first one counts."""
@@ -115,9 +117,9 @@ class AnswerRows:
             group_column=group,
         )
 
-    def group(self, rows: datasets.Dataset) -> str | None:
-        """Questions on one context stay together, where there are enough contexts."""
-        return CONTEXT if len(set(rows[CONTEXT])) >= MIN_CONTEXTS else None
+    def group(self, rows: datasets.Dataset) -> str:
+        """Questions on one context stay together, where there are enough contexts; else copies of a question do."""
+        return CONTEXT if len(set(rows[CONTEXT])) >= MIN_CONTEXTS else BOTH
 
     def commonest(self, rows: datasets.Dataset) -> float | None:
         """There are no classes."""

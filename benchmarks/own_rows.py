@@ -19,10 +19,10 @@ from benchmarks.embedded import skimbench_home
 from benchmarks.errors import UserError
 from benchmarks.files import replacing, writing
 from benchmarks.own_answers import AnswerRows, start_column
-from benchmarks.own_texts import TextRows
+from benchmarks.own_texts import BOTH, TextRows
 from benchmarks.own_words import WordRows
 from benchmarks.plain import canonical_json
-from benchmarks.row_files import SUFFIXES, read_rows
+from benchmarks.row_files import SUFFIXES, read_rows, suffix_of
 from benchmarks.tasks import Task
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Reading(Protocol):
     def task(self, folder: Path, rows: datasets.Dataset) -> Task:
         """The task that `rows`, written below `folder`, are."""
 
-    def group(self, rows: datasets.Dataset) -> str | None:
+    def group(self, rows: datasets.Dataset) -> str:
         """The column by which rows belong together."""
 
     def commonest(self, rows: datasets.Dataset) -> float | None:
@@ -85,6 +85,7 @@ class OwnTask:
     Attributes:
         columns: of the user's file, texts first, label last.
         train_rows, score_rows: how many there are.
+        left_out: how many rows to train on are not, as their texts are in `validation`.
         commonest: share of the commonest class among the rows to score on; None where there are no classes.
     """
 
@@ -93,6 +94,7 @@ class OwnTask:
     columns: tuple[str, ...]
     train_rows: int
     score_rows: int
+    left_out: int
     commonest: float | None
 
 
@@ -108,8 +110,10 @@ def own_task(
 ) -> OwnTask:
     """Read the rows of `path` and set some aside to score on, or take `validation` for that.
 
-    Rows with the same (first) text, or with the same context of questions, stay on one side. Text or whole labels are
-    classes, others a regression; lists belong to words.
+    Rows with the same text stay on one side: of pairs, with the same first text, or where few of those come again and
+    again, with the same two; of questions, with the same context, or where there are few, with the same question, too.
+    Rows with a text, or a pair, of `validation` are not trained on. Text or whole labels are classes, others a
+    regression; lists belong to words.
 
     Args:
         values: whole labels are values to be predicted, too. tags: a label has a tag for every word of its text.
@@ -121,33 +125,70 @@ def own_task(
     columns = _columns(rows, path, text_columns, label_column)
     reading = _reading(rows, columns, path, values=values, tags=tags, named=label_column is not None)
     train = reading.standard(rows, path)
+    group, left_out = reading.group(train), 0
     if validation is None:
         if len(train) < MIN_ROWS:
             raise UserError(f"{path} has {len(train)} rows; at least {MIN_ROWS} are needed to train, choose and score")
+        _check_groups(train, group, path, 3)
         share = min(SCORE_SHARE, SCORE_ROWS / len(train))
-        train, score = split_rows(train, share, SPLIT_SEED, reading.group(train))
+        train, score = split_rows(train, share, SPLIT_SEED, group)
     else:
         other = _read(validation)
         missing = [name for name in reading.columns if name not in other.column_names]
         if missing:
             raise UserError(f"{validation} lacks the column {missing[0]!r} that {path} has")
         score = reading.standard(other, validation)
+        train, left_out = _without_copies(train, score, group, path, validation)
+        _check_groups(train, group, path, 2)
     folder = _write(path, {"train": train, "test": score}, home or skimbench_home())
     return OwnTask(
-        task=replace(reading.task(folder, train), title=path.stem),
+        task=replace(reading.task(folder, train), title=path.stem, group_column=group),
         source=DataSource("data_dir", folder.parent),
         columns=columns,
         train_rows=len(train),
         score_rows=len(score),
+        left_out=left_out,
         commonest=reading.commonest(score),
     )
+
+
+def _without_copies(
+    train: datasets.Dataset, score: datasets.Dataset, group: str, path: Path, validation: Path
+) -> tuple[datasets.Dataset, int]:
+    """The rows to train on whose texts are not scored on, and how many others there were.
+
+    Raises:
+        UserError: all of them are scored on.
+    """
+    texts = BOTH if BOTH in train.column_names else group
+    scored = set(score[texts])
+    kept = [place for place, text in enumerate(train[texts]) if text not in scored]
+    if not kept:
+        raise UserError(
+            f"all {len(train)} rows of {path} are also in {validation}, so none is left to train on; without "
+            "--validation some are set aside"
+        )
+    return train.select(kept), len(train) - len(kept)
+
+
+def _check_groups(rows: datasets.Dataset, group: str, path: Path, least: int) -> None:
+    """Refuse rows with too few different texts: copies of one stay together, and each part needs some."""
+    different = len(set(rows[group]))
+    if different < least:
+        told = "texts" if different != 1 else "text"
+        parts = "train, choose and score" if least == 3 else "train and choose"
+        raise UserError(
+            f"{path}: its {len(rows)} rows have {different} different {told}, and copies of one are never parted; at "
+            f"least {least} are needed to {parts}"
+        )
 
 
 def _read(path: Path) -> datasets.Dataset:
     if not path.is_file():
         raise UserError(f"no file {path}; give a {', '.join(SUFFIXES)} file with texts and labels")
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path} is none of {', '.join(SUFFIXES)}; convert it to one of them")
+    if suffix_of(path) not in SUFFIXES:
+        lines = "write one object a line, as .jsonl" if suffix_of(path) == ".json" else "convert it to one of them"
+        raise UserError(f"{path} is none of {', '.join(SUFFIXES)}; {lines}")
     return read_rows([path])
 
 

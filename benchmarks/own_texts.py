@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.errors import UserError
-from benchmarks.row_checks import check_numbers, check_texts
+from benchmarks.row_checks import check_numbers, check_texts, empty_label
 from benchmarks.row_files import numbers
 from benchmarks.task_folders import task_from_folder
 from benchmarks.tasks import Task
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
     import datasets
 
 MAX_CLASSES = 200
+BOTH = "both"  # column of a pair's texts in one: what tells its copies
+
+
+def in_one(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """The texts of each pair as one text."""
+    return [json.dumps(texts) for texts in zip(first, second, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -43,10 +51,11 @@ class TextRows:
         """The task that its folder makes."""
         return replace(task_from_folder(folder), group_column=self.group(rows))
 
-    def group(self, rows: datasets.Dataset) -> str | None:
-        """The text by which rows belong together; None where few texts are asked about again and again."""
+    def group(self, rows: datasets.Dataset) -> str:
+        """The text by which rows belong together; of a pair both, where few first texts come again and again."""
         first = rows.column_names[0]
-        return first if len(set(rows[first])) > len(rows) // 2 else None
+        single = BOTH not in rows.column_names
+        return first if single or len(set(rows[first])) > len(rows) // 2 else BOTH
 
     def commonest(self, rows: datasets.Dataset) -> float | None:
         """Share of the commonest class."""
@@ -54,12 +63,18 @@ class TextRows:
 
 
 def _labels(rows: datasets.Dataset, column: str) -> list[Any]:
-    """Numbers where every label is one, whatever the column's name; class names where the file has them."""
+    """Numbers where every label is one, whatever the column's name; class names where the file has them.
+
+    Truth values are called false and true, whatever the format of the file or the case of its letters.
+    """
     feature, values = rows.features[column], list(rows[column])
     if names := getattr(feature, "names", None):
         return [None if value is None or value < 0 else names[value] for value in values]
     if any(isinstance(value, bool) for value in values):
         return [None if value is None else str(value).lower() for value in values]
+    texts = [value for value in values if value is not None]
+    if texts and all(isinstance(value, str) and value.strip().lower() in ("", "false", "true") for value in texts):
+        return [value.strip().lower() or None if value else None for value in values]
     if values and all(isinstance(value, str) for value in values):
         values = numbers([value.strip() for value in values])
     return values
@@ -106,15 +121,18 @@ def _standard(rows: datasets.Dataset, columns: tuple[str, ...], names: tuple[str
     if names:
         ids = [names.index(_name(one)) if _name(one) in names else None for one in labels]
         for number, (place, one) in enumerate(zip(ids, labels, strict=True), 1):
+            if one is None:
+                raise UserError(empty_label(str(path), number, label))
             if place is None:
-                said = "is empty" if one is None else f"{one!r} is none of {', '.join(names)}"
-                raise UserError(f"{path}, row {number}: the label in {label!r} {said}")
+                raise UserError(f"{path}, row {number}: the label in {label!r} {one!r} is none of {', '.join(names)}")
         feature: Any = datasets.ClassLabel(names=list(names))
         values: list[Any] = ids
     else:
-        feature, values = datasets.Value("float64"), labels
-    features = {name: datasets.Value("string") for name in known} | {"label": feature}
+        feature, values = datasets.Value("float64"), [float(x) if isinstance(x, int) else x for x in labels]
+    features: dict[str, Any] = {name: datasets.Value("string") for name in known} | {"label": feature}
     data = {name: list(rows[column]) for name, column in zip(known, texts, strict=True)} | {"label": values}
+    if len(texts) == 2:
+        features[BOTH], data[BOTH] = datasets.Value("string"), in_one(*(data[name] for name in known))
     if not names:
         check_numbers(datasets.Dataset.from_dict({label: values}), told, str(path))
     return datasets.Dataset.from_dict(data, features=datasets.Features(features))

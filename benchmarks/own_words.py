@@ -100,6 +100,12 @@ def _cells(rows: datasets.Dataset, columns: tuple[str, ...], path: Path) -> tupl
     for number, (words, tags) in enumerate(zip(*(rows[column] for column in columns), strict=True), 1):
         where = f"{path}, row {number}"
         for column, cell, kept in zip(columns, (words, tags), cells, strict=True):
+            if cell is not None and not isinstance(cell, str | list):
+                flag = "tags with --label-column" if column == columns[1] else "words with --text-columns"
+                raise UserError(
+                    f"{where}: {column!r} holds {cell!r}, neither a list nor words with spaces between; name the "
+                    f"column of {flag}"
+                )
             parts = cell.split() if isinstance(cell, str) else list(cell or ())
             if not parts:
                 raise UserError(f"{where}: {column!r} is empty ({cell!r}); remove the row or fill it")

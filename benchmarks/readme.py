@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/ anew from the files that they name: `python -m benchmarks.readme`.
+"""Write the tables of README.md and docs/ anew from the files that they name.
 
 `<!-- table: PATH -->` shows the first table of a Markdown file, `<!-- table: PATH#at-a-glance -->` the first one below
 that heading, `<!-- table: PATH padding: No Batch -->` the rows of these padding settings alone; what stands up to
@@ -7,11 +7,15 @@ that heading, `<!-- table: PATH padding: No Batch -->` the rows of these padding
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
+from benchmarks.errors import Parser
 
 _TABLE = re.compile(r"<!-- table: (\S+)( padding: [^\n]+?)? -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -57,15 +61,38 @@ def updated(text: str, root: Path = PROJECT_ROOT) -> str:
     return _TABLE.sub(renewed, text)
 
 
-def main() -> int:
-    """Rewrite README.md and the pages of docs/ in place."""
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    result = Parser(
+        prog="python -m benchmarks.readme",
+        description=__doc__,
+        epilog="example:\n  python -m benchmarks.readme --check",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument(
+        "--check", action="store_true", help="write nothing: status 1, and their names, if pages are old"
+    )
+    result.add_argument("--debug", action="store_true", help="show where an error came from")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Rewrite README.md and the pages of docs/ in place; returns the exit status."""
+    arguments = parser().parse_args(argv)
     from benchmarks import docs
 
+    old = 0
     for path in (PROJECT_ROOT / "README.md", *docs.pages()):
         text = path.read_text(encoding="utf-8")
-        path.write_text(docs.updated(updated(text)), encoding="utf-8")
-    return 0
+        new = docs.updated(updated(text))
+        if new == text:
+            continue
+        old += 1
+        print(f"{'old' if arguments.check else 'written'}: {path.relative_to(PROJECT_ROOT)}")
+        if not arguments.check:
+            path.write_text(new, encoding="utf-8")
+    return 1 if old and arguments.check else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

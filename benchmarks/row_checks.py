@@ -43,6 +43,8 @@ def with_class_ids(rows: datasets.Dataset, task: Task, origin: str) -> datasets.
     labels = rows[task.label_column][:]
     ids = {label: _class_id(label, task, stored) for label in set(labels)}
     for number, label in enumerate(labels, 1):
+        if label is None:
+            raise UserError(empty_label(origin, number, task.label_column))
         if ids[label] is None:
             known = f"0 to {task.num_labels - 1}" + (f" or {', '.join(task.label_names)}" if task.label_names else "")
             hidden = "; -1 marks hidden labels, use a split that has them" if label == -1 else ""
@@ -52,6 +54,11 @@ def with_class_ids(rows: datasets.Dataset, task: Task, origin: str) -> datasets.
         return rows
     feature = datasets.ClassLabel(names=list(task.label_names)) if task.label_names else datasets.Value("int64")
     return rows.remove_columns(task.label_column).add_column(task.label_column, values, feature=feature)
+
+
+def empty_label(origin: str, number: int, column: str) -> str:
+    """What to say of a row without a label."""
+    return f"{origin}, row {number}: the label in {column!r} is empty; remove the row or fill it"
 
 
 def _class_id(label: Any, task: Task, stored: Sequence[str]) -> int | None:
@@ -89,6 +96,8 @@ def check_tags(rows: datasets.Dataset, task: Task, origin: str) -> None:
 def check_numbers(rows: datasets.Dataset, task: Task, origin: str) -> None:
     """Every label of a regression is a finite number."""
     for number, label in enumerate(rows[task.label_column][:], 1):
+        if label is None:
+            raise UserError(empty_label(origin, number, task.label_column))
         if not isinstance(label, int | float) or not math.isfinite(label):
             raise UserError(f"{origin}, row {number}: label {label!r} of {task.name} must be a finite number")
 

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     import pyarrow
 
 SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv")
+_WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)")
+_BROKEN = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[0-9]+)?")
+_ODD = ("nan", "inf", "infinity")
 _SHARD = re.compile(r"^(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})$")  # the hub's own file names
+
+
+def suffix_of(path: Path) -> str:
+    """The format of a file, whatever the case of its letters."""
+    return path.suffix.lower()
 
 
 def _split_of(path: Path) -> str:
@@ -30,7 +38,7 @@ def _split_of(path: Path) -> str:
 
 
 def _row_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    return sorted(path for path in folder.iterdir() if suffix_of(path) in SUFFIXES and path.is_file())
 
 
 def split_names(folder: Path) -> list[str]:
@@ -51,7 +59,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
             f"the splits there: {', '.join(split_names(folder)) or 'none'}"
         )
     shards = [match for path in files if (match := _SHARD.match(path.stem))]
-    if len(files) > 1 and (len(shards) < len(files) or len({path.suffix for path in files}) > 1):
+    if len(files) > 1 and (len(shards) < len(files) or len({suffix_of(path) for path in files}) > 1):
         raise UserError(f"{folder} has split {split!r} more than once: {', '.join(p.name for p in files)}; keep one")
     if shards and len(files) != int(shards[0]["count"]):
         raise UserError(f"{folder} has {len(files)} of the {int(shards[0]['count'])} shards of split {split!r}")
@@ -88,7 +96,7 @@ def count_rows(files: Sequence[Path]) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if any(path.suffix != ".parquet" for path in files):
+    if any(suffix_of(path) != ".parquet" for path in files):
         return len(read_rows(files))
     try:
         return sum(pq.read_metadata(path).num_rows for path in files)
@@ -102,9 +110,9 @@ def _read_file(path: Path) -> datasets.Dataset:
     import pyarrow.parquet as pq
 
     try:
-        if path.suffix == ".parquet":
+        if suffix_of(path) == ".parquet":
             return datasets.Dataset(pq.read_table(path))
-        columns = _json_columns(path) if path.suffix == ".jsonl" else _delimited_columns(path)
+        columns = _json_columns(path) if suffix_of(path) == ".jsonl" else _delimited_columns(path)
         return datasets.Dataset(pa.table({name: _arrow_column(path, name, values) for name, values in columns.items()}))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
@@ -121,6 +129,12 @@ def _arrow_column(path: Path, name: str, values: list[Any]) -> pyarrow.Array:
         row = values.index(error.object)
         raise UserError(
             f"{path}, row {row + 1}: column {name!r} holds text that is not Unicode ({error.reason}); correct it"
+        ) from error
+    except OverflowError as error:
+        row = next(row for row, value in enumerate(values) if isinstance(value, int) and abs(value) >= 2**63)
+        raise UserError(
+            f"{path}, row {row + 1}: column {name!r} holds {values[row]}, which is beyond 64 bits; put it in quotation "
+            "marks to make it a name"
         ) from error
     except pa.ArrowException as error:
         kinds = [type(value) for value in values]
@@ -150,8 +164,14 @@ def _json_columns(path: Path) -> dict[str, list[Any]]:
 
 def _delimited_columns(path: Path) -> dict[str, list[Any]]:
     """Columns of a CSV or TSV file with a header line."""
-    rows = _csv_rows(path) if path.suffix == ".csv" else _tsv_rows(path)
+    rows = _csv_rows(path) if suffix_of(path) == ".csv" else _tsv_rows(path)
     _, header = next(rows, (0, []))
+    comma = suffix_of(path) == ".csv"
+    if len(header) == 1 and (other := next((mark for mark in (";\t" if comma else ";,") if mark in header[0]), None)):
+        raise UserError(
+            f"{path}: its header has {other!r} and no {'comma' if comma else 'tab'}; save it with "
+            f"{'commas' if comma else 'tabs'}"
+        )
     if len(set(header)) < len(header):
         raise UserError(f"{path}: the header names a column twice: {', '.join(header)}")
     fields: list[list[str]] = []
@@ -161,7 +181,11 @@ def _delimited_columns(path: Path) -> dict[str, list[Any]]:
         fields.append(row)
     columns: dict[str, list[Any]] = {name: [row[i] for row in fields] for i, name in enumerate(header)}
     if "label" in columns:
-        columns["label"] = numbers(columns["label"])
+        read = numbers(columns["label"])
+        if not any(
+            isinstance(value, int) and abs(value) >= 2**63 for value in read
+        ):  # else names: no column holds them
+            columns["label"] = read
     return columns
 
 
@@ -187,10 +211,16 @@ def _tsv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def numbers(fields: Sequence[str]) -> list[Any]:
-    """Whole numbers if every field is one, else numbers if every field is one, else the fields; "" becomes None."""
-    for convert in (int, float):
-        try:
-            return [convert(field) if field else None for field in fields]
-        except ValueError:
-            continue
+    """Whole numbers if every field is one, else numbers if every field is one, else the fields; "" becomes None.
+
+    A field is a number where it is written as one usually is: 007 and 1_000 are names. So are nan and inf, unless all
+    others are numbers: then a check will refuse them.
+    """
+    given = [field.strip() for field in fields if field]
+    if all(map(_WHOLE.fullmatch, given)):
+        return [int(field) if field else None for field in fields]
+    rest = [field for field in given if not _WHOLE.fullmatch(field)]
+    odd = [field for field in rest if not _BROKEN.fullmatch(field)]
+    if len(odd) < len(given) and all(field.lower().lstrip("+-") in _ODD for field in odd):
+        return [float(field) if field else None for field in fields]
     return [field or None for field in fields]

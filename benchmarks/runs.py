@@ -40,7 +40,7 @@ RECORD_KEYS = (
 
 MORE_MEMORY = "use fewer --jobs, shorter texts or a larger machine"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _ABSOLUTE_PATH = re.compile(r'"((?:/|~/|[A-Za-z]:\\\\)[^"]*)"')  # in canonical JSON
 
 
@@ -76,7 +76,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in ("kind", "task", "method"):
-            if not _NAME.fullmatch(getattr(self, name)):
+            if not NAME.fullmatch(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use letters, digits, '_', '-', '+' and '.'")
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device is {self.device!r}; use 'cpu' or 'cuda'")

@@ -85,11 +85,11 @@ class Suite:
         console = open_console(quiet=arguments.json)
         names = ", ".join(model.title for model in session.models)
         console.print(f"profile {session.profile}: {names}; {WORTH[session.profile]}", highlight=False)
-        for line in left_out(session):
+        for line in (*left_out(session), *replaced_heads(session)):
             console.print(line, highlight=False)
         if session.dry_run:
             runs = show_plan(session, console)
-            answer(arguments, runs=[{"run": run.label, "flops": run.flops} for run in runs])
+            answer(arguments, runs=[{"run": run.label, "flops": run.flops or None} for run in runs])
             return 0
         session = drop_missing_tasks(session, console)
         store = session.store()
@@ -106,6 +106,14 @@ class Suite:
         for failure in outcome.failures:
             print(f"failed: {failure}", file=sys.stderr)
         return 1 if outcome.failures else 0
+
+
+def replaced_heads(session: Session) -> list[str]:
+    """One sentence for each model and task whose classifier is not the task's."""
+    from benchmarks.models import replaced_head
+
+    told = (replaced_head(model, task) for model in session.models for task in session.tasks)
+    return [line for line in told if line]
 
 
 def drop_missing_tasks(session: Session, console: Console) -> Session:

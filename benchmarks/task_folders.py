@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from benchmarks.errors import UserError
 from benchmarks.row_files import count_rows, read_rows, split_files, split_names
-from benchmarks.tasks import OFFICIAL_ROWS, Task
+from benchmarks.runs import NAME
+from benchmarks.tasks import OFFICIAL_ROWS, TASKS, Task
 
 if TYPE_CHECKING:
     import datasets
@@ -46,6 +47,23 @@ def as_found(task: Task, data_dir: Path) -> Task:
     return replace(task, title=f"{task.title} (sample)") if partial else task
 
 
+def tasks_in(data_dir: Path, first: Iterable[str]) -> tuple[str, ...]:
+    """The tasks that a data folder has files of: of the built-in ones those in `first`, in its order, then the user's.
+
+    Raises:
+        UserError: there is none.
+    """
+    built_in = [name for name in first if task_folder(name, data_dir)]
+    folders = sorted(folder for folder in data_dir.iterdir() if folder.is_dir() and folder.name not in TASKS)
+    found = (*built_in, *(folder.name for folder in folders if split_names(folder)))
+    if not found:
+        raise UserError(
+            f"--data-dir {data_dir} has no folder of a task of this command; it takes <task>/<split>.parquet|tsv|csv|"
+            "jsonl, and --tasks names others"
+        )
+    return found
+
+
 _USER_TEXT_COLUMNS = (  # the first that a folder's files have is taken
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -63,6 +81,10 @@ def task_from_folder(folder: Path) -> Task:
 
     Whole or text labels are classes, labels with a fraction a regression; files with class names keep them.
     """
+    if not NAME.fullmatch(folder.name):
+        raise UserError(
+            f"the folder {folder} cannot name a task: rename it with letters, digits, '_', '-', '+' and '.'"
+        )
     splits = split_names(folder)
     eval_splits = [split for split in _USER_EVAL_SPLITS if split in splits]
     if "train" not in splits or not eval_splits:

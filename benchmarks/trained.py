@@ -64,6 +64,9 @@ def _sizes(model: ModelRef) -> tuple[Any, ...]:
     """What tells encoders apart; of a hub model, from its configuration in the cache or on the hub."""
     import transformers
 
+    from benchmarks.models import check_reachable
+
+    check_reachable(model)
     try:
         config = transformers.AutoConfig.from_pretrained(model.source)
     except (OSError, ValueError) as error:

@@ -41,7 +41,9 @@ FILES: dict[str, Case] = {
     "a field too many": ("glue", LOCAL, rows("sentence,label\na,0\nb,c,1\n"), ["line 3", "3 fields"]),
     "unclosed quotation": ("glue", LOCAL, rows('sentence,label\na,0\n"b,1\n'), ["not CSV"]),
     "empty text": ("glue", LOCAL, rows("sentence,label\na,0\n,1\n"), ["row 2", "empty"]),
-    "empty label": ("glue", LOCAL, rows("sentence,label\na,0\nb,1\nc,\n"), ["row 3", "label"]),
+    "empty label": ("glue", LOCAL, rows("sentence,label\na,0\nb,1\nc,\n"), ["row 3: the label in 'label' is empty"]),
+    "empty value": ("glue", LOCAL, rows("sentence,label\na,0.5\nb,\n"), ["row 2: the label in 'label' is empty"]),
+    "tabs that are commas": ("glue", LOCAL, rows("sentence,label\na,0\n", suffix="tsv"), ["has ',' and no tab"]),
     "label out of range": ("glue", LOCAL, rows("sentence,label\na,7\n", "validation"), ["row 1", "label 7"]),
     "label that is no number": ("glue", LOCAL, rows("sentence,label\na,0.5\nb,nan\n"), ["row 2", "finite"]),
     "text that is not UTF-8": ("glue", LOCAL, rows(b"sentence,label\na,0\n\xff\xfe,1\n"), ["not UTF-8"]),
@@ -52,6 +54,12 @@ FILES: dict[str, Case] = {
         LOCAL,
         rows('{"sentence": 3, "label": 0}\n{"sentence": 4, "label": 1}\n', suffix="jsonl"),
         ["row 1", "must be text, got 3"],
+    ),
+    "JSON label beyond 64 bits": (
+        "glue",
+        LOCAL,
+        rows('{"sentence": "a", "label": 0}\n{"sentence": "b", "label": 100000000000000000000}\n', suffix="jsonl"),
+        ["row 2: column 'label' holds 100000000000000000000, which is beyond 64 bits"],
     ),
     "mixed labels": (
         "glue",

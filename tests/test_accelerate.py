@@ -1,193 +1,25 @@
-"""The command that makes a model faster on a user's own rows: how rows are read, how a speed-up is found, the whole."""
+"""The command that makes a model faster on a user's own rows: how a speed-up is found, and the whole."""
 
 from __future__ import annotations
 
 import json
 import math
 import random
+from types import SimpleNamespace
 
-import datasets
 import pytest
 import torch
 import transformers
 
 import methods
-from benchmarks import accelerate, experiment_data
+from benchmarks import accelerate, acceleration, experiment_data
 from benchmarks.cli import run_command
-from benchmarks.data import load_rows
-from benchmarks.errors import UserError
 from benchmarks.own_rows import own_task
 from benchmarks.runs import load_runs
 from benchmarks.speed_search import NEAR, Point, choose, search
 from benchmarks.timing import ratio_range
 from tests.small_world import BAD, GOOD, NEUTRAL, write_model, write_questions, write_sentences
-
-
-def write(path, header, rows, separator=","):
-    lines = [separator.join(header), *(separator.join(map(str, row)) for row in rows)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
-def rows_of(own, split):
-    return load_rows(own.task, split, own.source)
-
-
-# --- rows -------------------------------------------------------------------------------------------------------------
-
-
-def test_columns_are_found_by_name_and_words_are_labels(tmp_path):
-    rows = [(i, f"text {i}", "good" if i % 3 else "bad") for i in range(60)]
-    own = own_task(write(tmp_path / "my reviews.csv", ("id", "Review", "Sentiment"), rows), home=tmp_path / "h")
-    assert own.columns == ("Review", "Sentiment") and own.task.name == "own_my_reviews"
-    assert (own.task.kind, own.task.label_names, own.task.text_columns) == (
-        "classification",
-        ("bad", "good"),
-        ("sentence",),
-    )
-    assert (own.train_rows, own.score_rows) == (48, 12)
-    train, score = rows_of(own, "train"), rows_of(own, "test")
-    said = {row["sentence"]: row["label"] for row in (*train, *score)}
-    assert said == {f"text {i}": int(i % 3 > 0) for i in range(60)}
-    counts = score["label"].count(1), score["label"].count(0)
-    assert own.commonest == max(counts) / 12
-
-
-def test_a_pair_in_tsv_and_labels_with_a_fraction(tmp_path):
-    rows = [(f"a {i}", f"b {i}", i / 7) for i in range(50)]
-    own = own_task(write(tmp_path / "p.tsv", ("premise", "hypothesis", "score"), rows, "\t"), home=tmp_path)
-    assert own.columns == ("premise", "hypothesis", "score") and own.task.kind == "regression"
-    assert own.task.text_columns == ("sentence1", "sentence2") and own.commonest is None
-    assert sorted(rows_of(own, "train")["label"])[0] in (0.0, 1 / 7)
-
-
-@pytest.mark.parametrize("values", [False, True])
-def test_whole_labels_are_classes_unless_said_otherwise(tmp_path, values):
-    lines = [json.dumps({"text": f"t {i}", "stars": i % 5 + 1}) for i in range(50)]
-    (tmp_path / "r.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    own = own_task(tmp_path / "r.jsonl", values=values, home=tmp_path)
-    assert own.task.kind == ("regression" if values else "classification")
-    assert own.task.label_names == (() if values else ("1", "2", "3", "4", "5"))
-
-
-def test_class_names_of_parquet_keep_their_order(tmp_path):
-    feature = datasets.ClassLabel(names=["no", "maybe", "ay"])
-    features = datasets.Features(text=datasets.Value("string"), label=feature)
-    rows = {"text": [f"t {i}" for i in range(60)], "label": [i % 3 for i in range(60)]}
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "p.parquet"))
-    own = own_task(tmp_path / "p.parquet", home=tmp_path)
-    assert own.task.label_names == ("no", "maybe", "ay")
-    assert all(row["label"] == int(row["sentence"][2:]) % 3 for row in rows_of(own, "test"))
-
-
-def test_copies_of_a_text_never_stand_on_both_sides(tmp_path):
-    rows = [(f"text {i % 70}", i % 2) for i in range(100)]
-    own = own_task(write(tmp_path / "r.csv", ("text", "label"), rows), home=tmp_path)
-    train, score = (set(rows_of(own, split)["sentence"]) for split in ("train", "test"))
-    assert len(train) + len(score) == 70 and not train & score and own.task.group_column == "sentence"
-
-
-def test_a_validation_file_is_what_is_scored_on(tmp_path):
-    train = write(tmp_path / "train.csv", ("text", "label"), [(f"t {i}", "ab"[i % 2]) for i in range(20)])
-    other = write(tmp_path / "dev.csv", ("label", "text"), [("b", "v 1"), ("a", "v 2")])
-    own = own_task(train, other, home=tmp_path)
-    assert (own.train_rows, own.score_rows) == (20, 2)
-    assert rows_of(own, "test").to_list() == [{"sentence": "v 1", "label": 1}, {"sentence": "v 2", "label": 0}]
-    write(tmp_path / "dev.csv", ("label", "text"), [("b", "v 1"), ("c", "v 2")])
-    with pytest.raises(UserError, match=r"dev\.csv, row 2: the label in 'label' 'c' is none of a, b"):
-        own_task(train, other, home=tmp_path)
-
-
-def test_named_columns_win(tmp_path):
-    rows = [(f"t {i}", f"u {i}", i % 2, "xy"[i % 2]) for i in range(40)]
-    path = write(tmp_path / "r.csv", ("text", "other", "label", "kind"), rows)
-    own = own_task(path, text_columns=("other",), label_column="kind", home=tmp_path)
-    assert own.columns == ("other", "kind") and own.task.label_names == ("x", "y")
-
-
-# --- rows whose words have tags, and answers in a context -------------------------------------------------------------
-
-
-def tagged(number):
-    """A sentence of words and tags; a name stands at another place in each."""
-    words = ["it", "was", f"w{number}", "Ann", "Lee", "and", "Rio"]
-    tags = ["O", "O", "O", "B-PER", "I-PER", "O", "B-LOC"]
-    return words[: 5 + number % 3], tags[: 5 + number % 3]
-
-
-def test_tags_are_told_by_their_name_or_type(tmp_path):
-    lines = [tagged(i) for i in range(50)]
-    written = [(" ".join(words), " ".join(tags)) for words, tags in lines]
-    jsonl = tmp_path / "j.jsonl"
-    jsonl.write_text("\n".join(json.dumps({"labels": t, "tokens": w, "text": " ".join(w)}) for w, t in lines))
-    ids = ("B-PER", "I-PER", "B-LOC", "O")
-    tags = datasets.List(datasets.ClassLabel(names=list(ids)))
-    text = datasets.Value("string")
-    datasets.Dataset.from_dict(
-        {"tokens": [w for w, _ in lines], "ner_tags": [[ids.index(tag) for tag in t] for _, t in lines]},
-        features=datasets.Features(tokens=datasets.List(text), ner_tags=tags),
-    ).to_parquet(str(tmp_path / "p.parquet"))
-    files = {
-        write(tmp_path / "c.csv", ("sentence", "ner_tags"), written): {},
-        write(tmp_path / "t.tsv", ("sentence", "who"), written, "\t"): {"label_column": "who", "tags": True},
-        jsonl: {},
-        tmp_path / "p.parquet": {},
-    }
-    for path, settings in files.items():
-        own = own_task(path, home=tmp_path / "h", **settings)
-        kept = path.suffix == ".parquet"
-        assert own.task.kind == "token_classification" and own.task.metric == "entity_f1" and own.commonest is None
-        assert own.task.label_names == (ids if kept else ("O", "B-LOC", "B-PER", "I-PER"))
-        rows = [row for split in ("train", "test") for row in rows_of(own, split)]
-        names = own.task.label_names
-        assert sorted((row["words"], [names[tag] for tag in row["tags"]]) for row in rows) == sorted(lines)
-
-
-def test_classes_of_words_and_a_file_to_score_on(tmp_path):
-    rows = [(f"dogs bark w{i}", "NOUN VERB X") for i in range(40)]
-    train = write(tmp_path / "a.csv", ("words", "pos_tags"), rows)
-    other = write(tmp_path / "b.csv", ("words", "pos_tags"), [("cats sleep", "NOUN VERB")])
-    own = own_task(train, other, home=tmp_path)
-    assert (own.task.metric, own.commonest, own.score_rows) == ("accuracy", 0.5, 1)
-    write(tmp_path / "b.csv", ("words", "pos_tags"), [("cats sleep", "NOUN ADV")])
-    with pytest.raises(UserError, match=r"b\.csv, row 1: the tag 'ADV' in 'pos_tags' is none of NOUN, VERB, X"):
-        own_task(train, other, home=tmp_path)
-
-
-@pytest.mark.parametrize("layout", ["squad", "places", "texts"])
-def test_answers_in_three_layouts(tmp_path, layout):
-    """Text and place in one column or two, or the text alone, whose first place counts; empty where there is none."""
-    rows = []
-    for i in range(60):
-        context, answer = f"so {i // 3} it was the film of the year {i // 3}", "the" if i % 2 else ""
-        start = context.rindex(answer) if layout != "texts" else context.index(answer)
-        rows.append({"question": f"what {i}", "context": context, "answer": answer, "answer_start": start})
-    if layout == "squad":
-        for row in rows:
-            answer, start = row.pop("answer"), row.pop("answer_start")
-            row["answers"] = {"text": [answer] if answer else [], "answer_start": [start] if answer else []}
-        path = tmp_path / "q.jsonl"
-        path.write_text("\n".join(map(json.dumps, rows)))
-    else:
-        columns = ("question", "context", "answer", "answer_start")[: 4 if layout == "places" else 3]
-        path = write(tmp_path / "q.csv", columns, [[row[name] for name in columns] for row in rows])
-    own = own_task(path, home=tmp_path)
-    assert (own.task.kind, own.task.metric, own.task.group_column) == ("span_qa", "squad_f1", "context")
-    train, score = rows_of(own, "train"), rows_of(own, "test")
-    assert not set(train["context"]) & set(score["context"])
-    for row in (*train, *score):
-        asked = int(row["question"].split()[1]) % 2
-        place = (row["context"].index if layout == "texts" else row["context"].rindex)("the")
-        assert row["answers"] == {"text": ["the"] * asked, "answer_start": [place] * asked}
-
-
-def test_a_yes_or_no_about_a_passage_is_a_class_where_the_user_says_so(tmp_path):
-    rows = [(f"q {i}", "some passage", ("no", "yes")[i % 2]) for i in range(40)]
-    path = write(tmp_path / "b.csv", ("question", "passage", "answer"), rows)
-    assert own_task(path, label_column="answer", home=tmp_path).task.kind == "classification"
-    with pytest.raises(UserError, match=r"row 1: the answer 'no' does not stand in 'passage'; if answers are cl"):
-        own_task(path, home=tmp_path)
-
+from tests.test_own_rows import rows_of, write
 
 # --- search -----------------------------------------------------------------------------------------------------------
 
@@ -315,9 +147,10 @@ def test_a_reader_is_made_faster(world, capsys):
         for i, row in enumerate(rows)
     ]
     path = write(world / "asked.csv", ("question", "context", "answer", "start"), lines)
-    call(world, "--task-data", path, "--target-speedup", "1.3", "--method", "lat", "--json")
-    said = json.loads(capsys.readouterr().out)
+    call(world, "--task-data", path, "--target-speedup", "1.3", "--method", "lat", "--quiet", "--max-length", "32")
+    said = json.loads((world / "out" / accelerate.SUMMARY).read_text())
     assert said["metric"] == "squad_f1" and said["columns"] == ["question", "context", "answer"]
+    assert f"On {own_task(path).score_rows} rows that neither" in capsys.readouterr().out  # not windows
     assert 0 < said["dense"]["score"] <= 1 and said["reduced"]["speedup"] > 1.1
     loaded = transformers.AutoModelForQuestionAnswering.from_pretrained(world / "out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(world / "out")
@@ -330,8 +163,24 @@ def test_an_impossible_target_says_so_and_what_was_reached(world, capsys):
     captured = capsys.readouterr()
     line = captured.err.strip()
     assert line.count("\n") == 0 and line.startswith("target not reached: 400x is beyond deebert here")
-    assert "trials was" in line and str(world / "out") in line
+    assert "trial(s) was" in line and str(world / "out") in line
     assert "accuracy, percent" in captured.out and (world / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("speedups", "said"),
+    [
+        ((1.45, 3.0), "every one of 2 trial(s) was faster than 1.2x; the nearest, 1.45x on held-out rows, is 1.40x on"),
+        ((1.01, 2.99), "target not reached: the nearest of 2 trial(s) to 1.2x was 1.01x (the most 2.99x), 1.40x on"),
+        ((1.0, 1.05), "target not reached: 1.2x is beyond lat here, the most of 2 trial(s) was 1.05x, 1.40x on"),
+    ],
+)
+def test_what_was_not_met_is_said_as_it_is(speedups, said):
+    points = [Point(speedup=speedup, score=0.5) for speedup in speedups]
+    metrics = {"reduced": {"speedup": 1.4}, "held_out": {"speedup": choose(points, 1.2).speedup}}
+    goal = SimpleNamespace(target=1.2, method="lat")
+    outcome = SimpleNamespace(points=points, record={"metrics": metrics})
+    assert accelerate.shortfall(goal, outcome) == f"{said} the rows to score on"
 
 
 def test_a_learned_method_is_trained_once_per_trial_and_never_again(world, capsys):
@@ -350,3 +199,22 @@ def test_a_dry_run_says_how_the_rows_are_read(world, capsys):
     assert call(world, "--dry-run") == 0
     said = capsys.readouterr().out
     assert "sentence -> label (0, 1)" in said and "transkimmer" in said and not (world / "out").exists()
+    assert "are longer" not in said
+    assert call(world, "--dry-run", "--max-length", "8") == 0
+    texts = [row.split() for row in rows_of(own_task(world / "data/mood/train.csv"), "test")["sentence"]]
+    longer = sum(len(words) > 6 for words in texts)
+    assert f"{longer} of {len(texts)} texts to score on are longer, and are cut" in capsys.readouterr().out
+    assert call(world, "--dry-run", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["columns"] == ["sentence", "label"] and said["classes"] == ["0", "1"] and said["left_out_rows"] == 0
+    assert said["train_rows"] + said["score_rows"] == 128 and said["output"] == str(world / "out")
+
+
+def test_a_folder_that_the_command_wrote_may_be_written_again_and_no_other(world, capsys):
+    assert accelerate.SUMMARY == acceleration.SUMMARY
+    (world / "out").mkdir()
+    assert call(world, "--dry-run") == 0
+    (world / "out" / "config.json").write_text("{}")
+    assert call(world, "--dry-run") == 2 and "holds files that this command did not write" in capsys.readouterr().err
+    (world / "out" / accelerate.SUMMARY).write_text("{}")
+    assert call(world, "--dry-run") == 0

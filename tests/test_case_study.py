@@ -340,6 +340,30 @@ def test_without_reducers_the_checkpoints_are_taken(world, home, tmp_path) -> No
     assert "positive" in done.stdout or "negative" in done.stdout
 
 
+def test_a_reducer_is_read_to_by_the_tokenizer_beside_it(world, tmp_path, monkeypatch, capsys) -> None:
+    """Whatever --model says; without either, a model of another vocabulary is not made to guess."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *reversed(WORDS)]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    own = transformers.BertTokenizerFast.from_pretrained(tmp_path, model_max_length=80)
+    folder = write_reducer(tmp_path / "power", world / "model", "power_bert", retention_configuration=COUNTS)
+    asked = []
+    monkeypatch.setattr("benchmarks.token_view.look", lambda *given, **_: asked.append(given[1]) or view_of())
+    arguments = [TEXT, "--reducer", str(folder), "--output", str(tmp_path / "page.html")]
+    assert run_command(main, [*arguments, "--model", str(world / "model")]) == 0
+    monkeypatch.setattr("benchmarks.embedded.embedded_model_path", lambda: world / "model")
+    capsys.readouterr()
+    tiny_reducer("transkimmer").save_pretrained(tmp_path / "large")
+    assert run_command(main, [TEXT, "--reducer", str(tmp_path / "large")]) == 2
+    said = capsys.readouterr().err
+    assert (
+        f"large has no tokenizer beside it, and that of {world / 'model'} has 19 tokens" in said and "--model" in said
+    )
+    own.save_pretrained(folder)
+    assert run_command(main, arguments) == run_command(main, [*arguments, "--model", str(world / "model")]) == 0
+    found = [tokenizer.convert_tokens_to_ids("it") for tokenizer in asked]
+    assert found[1:] == [5, 5] and found[0] != 5
+
+
 BAD = {
     "methods that none was trained of": ([TEXT, "--methods", "lat"], ["no trained reducer for one text"]),
     "methods and reducer": ([TEXT, "--methods", "lat", "--reducer", "{power}"], ["leave it out with --reducer"]),

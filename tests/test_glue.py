@@ -305,7 +305,7 @@ BAD_ARGUMENTS = {
     "missing model": (
         ["--model", "./no/such/folder"],
         2,
-        ["no model at", "folder with config.json and model.safetensors"],
+        ["there is no folder ./no/such/folder", "check --model"],
     ),
     "missing data folder": (["--data-dir", "/no/such/data"], 2, ["--data-dir /no/such/data is not a folder"]),
     "no samples": (["--max-train-samples", "0"], 2, ["--max-train-samples must be at least 1, got 0"]),

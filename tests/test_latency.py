@@ -7,6 +7,7 @@ import json
 import pandas as pd
 import pytest
 import torch
+import transformers
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import methods
@@ -187,6 +188,28 @@ def test_trained_reducers_are_timed_as_they_are(world, capsys):
     (path,) = (world / "r").rglob("interleaved-*.json")
     subjects = json.loads(path.read_text())["metrics"]["subjects"]
     assert [subject["key"] for subject in subjects][-1] == "ltp@pruner" and subjects[-1]["schedule"] == "trained"
+
+
+def test_texts_are_read_by_the_tokenizer_beside_a_reducer(world, capsys, monkeypatch):
+    """Of another vocabulary than --model's, whose words have no embedding in it; two vocabularies are refused."""
+    timed = ["--reducer", "pruner", "--batch-sizes", "2", "--rounds", "1", "--texts", "4", "--times-only"]
+    bare = [word for word in ARGUMENTS if word not in ("--model", "model")]
+    monkeypatch.setattr("benchmarks.embedded.embedded_model_path", lambda: world / "model")
+    methods.create("ltp", tiny_model("bert", vocab_size=9)).float().save_pretrained(world / "pruner")
+    for given in ([*ARGUMENTS, *timed], [*bare, *timed]):
+        assert run_command(latency.main, given) == 2
+        assert "the reducer pruner has no tokenizer beside it" in capsys.readouterr().err
+    words = {word: number for number, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "film"))}
+    transformers.BertTokenizerFast(vocab=words, model_max_length=80).save_pretrained(world / "pruner")
+    for given in ([*ARGUMENTS, *timed], [*bare, *timed]):
+        assert run_command(latency.main, given) == 0
+    made = [json.loads(path.read_text()) for path in (world / "r").rglob("interleaved-*.json")]
+    assert len({record["config"]["backbone"] for record in made}) == 2  # --model's, and the reducer's own
+    assert len({record["config"]["data"]["sha256"] for record in made}) == 1
+    tiny_reducer("ltp").float().save_pretrained(world / "other")
+    capsys.readouterr()
+    assert run_command(latency.main, [*ARGUMENTS, *timed, "--reducer", "pruner", "other"]) == 2
+    assert "the tokenizers of pruner and model differ; time their reducers apart" in capsys.readouterr().err
 
 
 def test_a_profile_finds_every_kind_of_call():

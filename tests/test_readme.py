@@ -8,6 +8,8 @@ import pytest
 import torch
 import transformers
 
+from benchmarks import readme
+from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.readme import updated
 from tests.tiny import make_batch, tiny_model
@@ -18,6 +20,22 @@ README = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
 def test_tables_are_those_of_their_files():
     assert "<!-- table: " in README and updated(README) == README
     assert "| Transkimmer" in README and "Command: `" in README
+
+
+def test_help_writes_nothing_and_check_names_old_pages(monkeypatch, tmp_path, capsys):
+    page = tmp_path / "README.md"
+    page.write_text("<!-- table: t.md -->\nold\n<!-- end -->\n", encoding="utf-8")
+    (tmp_path / "t.md").write_text("Command: `c`\n| A |\n|:--|\n", encoding="utf-8")
+    monkeypatch.setattr(readme, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr(readme, "updated", lambda text: updated(text, tmp_path))
+    monkeypatch.setattr("benchmarks.docs.pages", list)
+    with pytest.raises(SystemExit):
+        readme.main(["--help"])
+    assert "example:" in capsys.readouterr().out and "old" in page.read_text()
+    assert run_command(readme.main, ["--chek"]) == 2 and "--help" in capsys.readouterr().err
+    assert readme.main(["--check"]) == 1 and capsys.readouterr().out == "old: README.md\n" and "old" in page.read_text()
+    assert readme.main([]) == 0 and capsys.readouterr().out == "written: README.md\n" and "| A |" in page.read_text()
+    assert readme.main(["--check"]) == 0 and capsys.readouterr().out == ""
 
 
 def test_a_table_may_show_some_paddings_alone(tmp_path):

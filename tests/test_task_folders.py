@@ -6,10 +6,14 @@ import json
 
 import pytest
 
+from benchmarks import glue
+from benchmarks.cli import run_command
 from benchmarks.data import DataSource, load_rows, split_rows
 from benchmarks.errors import UserError
-from benchmarks.tasks import OFFICIAL_ROWS, TASKS, get_task
+from benchmarks.task_folders import tasks_in
+from benchmarks.tasks import GLUE, OFFICIAL_ROWS, TASKS, get_task
 from tests.shared_data import shared_data
+from tests.small_world import write_model, write_sentences
 
 SQUAD = TASKS["squad_v2"]
 
@@ -139,3 +143,29 @@ def test_answers_of_another_type_are_named(tmp_path):
     rows = [question() | {"answers": "w1"}]
     with pytest.raises(UserError, match="row 1: 'answers' must have equally long lists 'text' and 'answer_start'"):
         load_rows(SQUAD, "train", write_squad(tmp_path, "train", rows))
+
+
+def test_the_tasks_of_a_data_folder_are_those_that_are_there(tmp_path, capsys):
+    """The built-in ones in their own order first; folders without rows are none. Costs that rows decide are null."""
+    data = write_sentences(tmp_path / "data")
+    assert tasks_in(data, GLUE) == ("mood",)
+    shared = [
+        "--profile",
+        "local",
+        "--model",
+        str(write_model(tmp_path / "model")),
+        "--dry-run",
+        "--methods",
+        "dense",
+        "--json",
+    ]
+    assert run_command(glue.main, [*shared, "--data-dir", str(data)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"runs": [{"run": "mood: Dense on model, seed 42", "flops": None}]}
+    for name in ("glue/sst2", "cola", "imdb", "angry", "pictures"):
+        (data / name).mkdir(parents=True)
+    for name in ("angry", "imdb"):
+        (data / name / "train.csv").write_text("sentence,label\na,0\nb,1\n")
+    assert tasks_in(data, GLUE) == ("cola", "sst2", "angry", "mood")
+    assert run_command(glue.main, [*shared, "--data-dir", str(data / "pictures")]) == 2
+    assert "pictures has no folder of a task of this command" in capsys.readouterr().err
