@@ -146,7 +146,7 @@ def _point(goal: Goal, experiment: Experiment, reducer: TokenReducer, progress: 
 
 def short(value: Any) -> str:
     """An option's value for people."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 # Scoring and timing ---------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def short(value: Any) -> str:
 
 def _evaluated(goal: Goal, reducer: TokenReducer, features: list[Feature]) -> Evaluation:
     compute = goal.setting.compute
-    reducer.to(compute.device)  # type: ignore[arg-type]  # as in `TokenReducer.around`
+    reducer.to(compute.device)  # type: ignore[arg-type]  # transformers wraps `to`: without its `self` for type checkers
     return evaluate(reducer, features, goal.own.task, padding_id(goal.model), compute=compute)
 
 
@@ -178,7 +178,7 @@ def _compare(
         "metric": task.metric,
         "target_speedup": goal.target,
         "reached": abs(speedup / goal.target - 1) <= NEAR,
-        "rows": len(features),
+        "rows": goal.own.score_rows,
         "commonest_class": goal.own.commonest,
         "dense": {"score": _score(goal, before), "gmacs_mean": _cost(before)["dense_gmacs_mean"]},
         "reduced": {
