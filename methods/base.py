@@ -16,7 +16,17 @@ import transformers
 from torch import Tensor, nn
 
 from methods.backbone import Backbone
-from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Sweep, Traits, build_options, check_fixed
+from methods.config import (
+    PADDINGS,
+    Options,
+    ReducerConfig,
+    ReducerOutput,
+    Sweep,
+    Traits,
+    build_options,
+    check_fixed,
+    checked_pressure,
+)
 from methods.encoder import MODES, encode
 from methods.families import MULTI_LABEL, build_model, check_stock, head_of
 from methods.inputs import check_keywords, checked_inputs
@@ -106,7 +116,7 @@ class TokenReducer(SavedModel):
         knob = self.traits.knob
         if knob is None or not knob.after_training:
             raise ValueError(f"{self.method_name} has no option that changes its speed after training")
-        self.set_options(**{knob.option: knob.at(pressure)})
+        self.set_options(**{knob.option: knob.at(checked_pressure(pressure))})
 
     def operating_points(self, found: Mapping[str, Any]) -> list[tuple[dict[str, Any], float, float]]:
         """Of what a `search` found: (options, score, speed-up) of each setting that was scored and may be chosen."""

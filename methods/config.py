@@ -182,13 +182,27 @@ class ReducerOutput(ModelOutput):
 
 
 def build_options(options_class: type[Options], method: str, values: Mapping[str, Any]) -> Options:
-    """Options from plain values (lists become tuples); an unknown name is a ValueError that lists the known ones."""
-    known = [f.name for f in fields(options_class)]
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        listed = ", ".join(known) or "none"
-        raise ValueError(f"{method} has no option '{unknown[0]}'; its options: {listed}")
+    """Options from plain values; lists become tuples.
+
+    Raises:
+        ValueError: an unknown name, with the known ones; text or a value that is no number where a number belongs.
+    """
+    defaults = {f.name: f.default for f in fields(options_class)}
+    for name, value in values.items():
+        if name not in defaults:
+            listed = ", ".join(defaults) or "none"
+            raise ValueError(f"{method} has no option '{name}'; its options: {listed}")
+        is_number = isinstance(defaults[name], int | float) and not isinstance(defaults[name], bool)
+        if value != value or (is_number and isinstance(value, str)):  # nan alone differs from itself
+            raise ValueError(f"{name} of {method} takes a number, got {value!r}")
     return options_class(**{key: _tuples(value) for key, value in values.items()})
+
+
+def checked_pressure(pressure: float) -> float:
+    """The same number; a ValueError if it is not in [0, 1]."""
+    if not 0 <= pressure <= 1:
+        raise ValueError(f"pressure lies in [0, 1], got {pressure}")
+    return pressure
 
 
 def check_fixed(method: str, old: Options, new: Options) -> None:

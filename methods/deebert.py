@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import TokenReducer
-from methods.config import Knob, Options, Sweep, Traits
+from methods.config import Knob, Options, Sweep, Traits, checked_pressure
 from methods.exits import TOKEN_REASONS, exit_classifier, exit_macs
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, fine_tuning_stage, short_stage
 from methods.registry import register
@@ -130,7 +130,7 @@ class DeeBert(TokenReducer):
 
     def press(self, pressure: float) -> None:
         """From no exit to all of them, finest near the greatest entropy, where little trained off-ramps all are."""
-        share = 1 - (1 - pressure) ** 4
+        share = 1 - (1 - checked_pressure(pressure)) ** 4
         self.set_options(threshold=share * math.log(self.backbone.num_labels) * (1 + 1e-6))
 
     def _threshold(self, layer: int) -> float:

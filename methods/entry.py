@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -16,8 +18,13 @@ def create(name: str, model: transformers.PreTrainedModel, **options: Any) -> To
     """Put the method `name` on `model`, a task model of a supported family and head (`methods.backbone.ARCHITECTURES`).
 
     Raises:
-        KeyError: unknown method. ValueError: unsupported model, head or option.
+        KeyError: unknown method. ValueError: unsupported model, head or option; a name instead of a model.
     """
+    if isinstance(model, str | os.PathLike):
+        raise ValueError(
+            "give create a loaded model, not its name: "
+            f"AutoModelForSequenceClassification.from_pretrained({str(model)!r})"
+        )
     return lookup(name).around(model, **options)
 
 
@@ -27,6 +34,8 @@ def load(path: str, **kwargs: Any) -> TokenReducer:
     Raises:
         ValueError: `path` holds no reducer.
     """
+    if not Path(path).is_dir() and (str(path).startswith((".", "/", "~")) or str(path).count("/") > 1):
+        raise ValueError(f"there is no folder '{path}'")  # no name on the hub either: nobody needs to be asked
     try:
         config = ReducerConfig.from_pretrained(path)
     except (OSError, ValueError) as error:

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.base import TokenReducer
-from methods.config import Knob, Options, ReducerOutput, Sweep, Traits
+from methods.config import Knob, Options, ReducerOutput, Sweep, Traits, checked_pressure
 from methods.counts import check_counts, check_layers, counted_tokens, most_attended
 from methods.encoder import encode
 from methods.lat_search import LEAST, Budget, Configuration, Space, length_drop, search
@@ -238,7 +238,7 @@ class Lat(TokenReducer):
 
     def press(self, pressure: float) -> None:
         """Every layer keeps the same share of the tokens before it, 1 - pressure."""
-        self.set_options(length_configuration=length_drop(self.space, pressure))
+        self.set_options(length_configuration=length_drop(self.space, checked_pressure(pressure)))
 
     def operating_points(self, found: Mapping[str, Any]) -> list[tuple[dict[str, Any], float, float]]:
         """The front of a search; speed-ups are those of its trials."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import TokenReducer
-from methods.config import Knob, Options, Sweep, Traits
+from methods.config import Knob, Options, Sweep, Traits, checked_pressure
 from methods.exits import TOKEN_REASONS, exit_classifier, exit_macs
 from methods.recipes import ParameterGroup, Stage, short_stage
 from methods.registry import register
@@ -101,7 +101,7 @@ class Pabee(TokenReducer):
     def press(self, pressure: float) -> None:
         """As many agreements as there are exits at pressure 0, which never exits, down to one."""
         most = len(self.classifiers)
-        self.set_options(patience=most - round(pressure * (most - 1)))
+        self.set_options(patience=most - round(checked_pressure(pressure) * (most - 1)))
 
     def _agreements(self, state: TokenState, logits: Tensor) -> Tensor:
         """How many exits in a row, up to this layer's, agreed with the one before; (sequences,) long.

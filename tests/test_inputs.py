@@ -289,3 +289,26 @@ def test_a_reducer_of_a_method_that_is_not_here_is_refused(tmp_path):
     config.write_text(config.read_text(encoding="utf-8").replace('"random"', '"rendom"'), encoding="utf-8")
     with pytest.raises(KeyError, match="no method 'rendom'; did you mean 'random'"):
         methods.load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), "x"])
+def test_an_option_that_is_a_number_takes_no_other_thing(value):
+    with pytest.raises(ValueError, match=f"skim_weight of transkimmer takes a number, got {value!r}"):
+        methods.create("transkimmer", tiny_model("bert"), skim_weight=value)
+    reducer = methods.create("transkimmer", tiny_model("bert"))
+    with pytest.raises(ValueError, match="takes a number"):
+        reducer.set_options(skim_weight=value)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if (knob := methods.lookup(n).traits.knob) and knob.after_training])
+@pytest.mark.parametrize("pressure", [-0.1, 2, float("nan")])
+def test_pressure_lies_between_none_and_all(name, pressure):
+    with pytest.raises(ValueError, match=r"pressure lies in \[0, 1\], got"):
+        methods.create(name, tiny_model("bert")).press(pressure)
+
+
+def test_a_name_instead_of_a_model_and_a_folder_that_is_not_there_are_said(tmp_path):
+    with pytest.raises(ValueError, match=r"give create a loaded model, not its name: .*from_pretrained\('some/bert'\)"):
+        methods.create("dense", "some/bert")
+    with pytest.raises(ValueError, match="there is no folder '"):
+        methods.load(str(tmp_path / "nowhere"))
