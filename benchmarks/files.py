@@ -44,6 +44,8 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except IsADirectoryError as error:
+        raise UserError(f"cannot write {path}: it is a folder; name a file") from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"cannot write {path}: {reason}; make its folder writable, or free some space") from error

@@ -4,7 +4,8 @@ Paper: Goyal et al., "PoWER-BERT: Accelerating BERT Inference via Progressive Wo
 https://proceedings.mlr.press/v119/goyal20a.html
 Departures by default: padding casts no votes (`count_pad_queries=True` lets it, as the public code does); a text
 shorter than a layer's count keeps all its tokens, so no padding to a fixed length is needed; counts are rounded up as
-in the paper (`rounding="floor"` as in the public code).
+in the paper (`rounding="floor"` as in the public code); the model that it starts from is fine-tuned like any other,
+with dropout in its attention and before its head, where the public code has none.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ import pytest
 
 from benchmarks import runs
 from benchmarks.cli import run_command
+from benchmarks.errors import UserError
+from benchmarks.files import writing
 from benchmarks.report import build, main, read_all
 from benchmarks.runs import RESULTS, RunConfig, RunStore, make_record
 from tests.report_page import Page, exact, write_suite
@@ -355,3 +357,12 @@ def test_a_browser_shows_it_dark_where_that_is_asked_for(text, tmp_path) -> None
     light = browse(text, tmp_path)["background"]
     dark = browse(text, tmp_path, "--blink-settings=preferredColorScheme=0")["background"]
     assert light == "rgb(252, 252, 250)" and dark == "rgb(20, 22, 25)"
+
+
+def test_a_folder_for_a_file_is_said(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"cannot write .*page: it is a folder; name a file"),
+        writing(tmp_path / "page"),
+    ):
+        (tmp_path / "page").mkdir()
+        (tmp_path / "page").write_text("")
