@@ -24,7 +24,8 @@ def world(tmp_path_factory):
         patch.setenv("SKIMBENCH_HOME", str(root / "home"))
         model, data = write_model(root / "model"), write_sentences(root / "data", rows=48)
         arguments = ["--profile", "local", "--model", str(model), "--data-dir", str(data), "--tasks", "mood"]
-        arguments += ["--results", str(root / "results"), "--device", "cpu", "--quiet", "--jobs", "1"]
+        arguments += ["--device", "cpu", "--dtype", "float32", "--results", str(root / "results"), "--quiet"]
+        arguments += ["--jobs", "1"]
         assert run_command(main, arguments) == 0
         paths = (root / "results").rglob("as_released/**/*.json")
         records = {path.name.split("-")[0]: json.loads(path.read_text()) for path in paths}
