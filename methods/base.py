@@ -16,17 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 from methods.backbone import Backbone
-from methods.config import (
-    PADDINGS,
-    Options,
-    ReducerConfig,
-    ReducerOutput,
-    Sweep,
-    Traits,
-    build_options,
-    check_fixed,
-    checked_pressure,
-)
+from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Sweep, Traits, build_options, check_fixed
 from methods.encoder import MODES, encode
 from methods.families import MULTI_LABEL, build_model, check_stock, head_of
 from methods.inputs import check_keywords, checked_inputs
@@ -86,12 +76,10 @@ class TokenReducer(SavedModel):
         checked = build_options(cls.options_class, cls.method_name, options)
         reducer = headed(ReducerConfig.of(cls.method_name, checked, model), model)
         reducer.train(model.training)
-        stock = set(model.modules())
+        stock, (device, dtype) = set(model.modules()), (model.device, model.dtype)
         for module in reducer.modules():
             if module not in stock:  # what `build` added follows the model's first weight
-                module._apply(
-                    lambda x: x.to(model.device, model.dtype if x.is_floating_point() else None), recurse=False
-                )
+                module._apply(lambda x: x.to(device, dtype if x.is_floating_point() else None), recurse=False)
         return reducer
 
     def check_options(self, options: Any) -> None:
@@ -116,7 +104,7 @@ class TokenReducer(SavedModel):
         knob = self.traits.knob
         if knob is None or not knob.after_training:
             raise ValueError(f"{self.method_name} has no option that changes its speed after training")
-        self.set_options(**{knob.option: knob.at(checked_pressure(pressure))})
+        self.set_options(**{knob.option: knob.at(pressure)})
 
     def operating_points(self, found: Mapping[str, Any]) -> list[tuple[dict[str, Any], float, float]]:
         """Of what a `search` found: (options, score, speed-up) of each setting that was scored and may be chosen."""

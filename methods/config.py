@@ -56,6 +56,7 @@ class Knob:
 
     def at(self, pressure: float) -> float:
         """The value at a pressure in [0, 1], of three digits: 0 is `least`, 1 is `most`."""
+        checked_pressure(pressure)
         if self.log:
             return float(f"{self.least ** (1 - pressure) * self.most**pressure:.3g}")
         return float(f"{self.least + (self.most - self.least) * pressure:.3g}")
