@@ -138,7 +138,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--methods: only {METHOD} is trained both ways; leave the flag out")
     session = replace(open_session(arguments, SUITE), methods=(METHOD,))
     session = replace(session, quiet=session.quiet or arguments.json)
-    if odd := [task.title for task in session.tasks if task.kind != "span_qa"]:
+    spans = tuple(task for task in session.tasks if task.kind == "span_qa")
+    if not arguments.tasks and spans:  # of a folder of rows, those that fit
+        session = replace(session, tasks=spans)
+    elif odd := [task.title for task in session.tasks if task not in spans]:
         raise UserError(f"--tasks: {odd[0]} has no spans to find, so that both ways give the same answers")
     console = open_console(quiet=arguments.json)
     experiments = [way for experiment in planned(session) for way in ways_of(experiment)]

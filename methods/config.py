@@ -194,9 +194,13 @@ def build_options(options_class: type[Options], method: str, values: Mapping[str
             listed = ", ".join(defaults) or "none"
             raise ValueError(f"{method} has no option '{name}'; its options: {listed}")
         is_number = isinstance(defaults[name], int | float) and not isinstance(defaults[name], bool)
-        if value != value or (is_number and isinstance(value, str)):  # nan alone differs from itself
+        if is_number and isinstance(value, str):
             raise ValueError(f"{name} of {method} takes a number, got {value!r}")
-    return options_class(**{key: _tuples(value) for key, value in values.items()})
+    options = options_class(**{key: _tuples(value) for key, value in values.items()})
+    for name, value in vars(options).items():
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{name} of {method} takes a number, got nan")
+    return options
 
 
 def checked_pressure(pressure: float) -> float:
