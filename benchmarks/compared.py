@@ -80,8 +80,7 @@ class Measured:
             the task. split: task and split by name, "mnli/validation_matched". scores: percent, of each seed; score:
             their mean.
         random_score, random_speedup: of its random twin, None without one. shares: of the tokens, that each layer
-            computes; seed_shares: of each seed. trivial: the best score of giving every text the same answer. device:
-            of the training.
+            computes; seed_shares: of each seed. trivial: the best score of giving every text the same answer.
         drawn: (draws,) scores on texts drawn anew; None where the outcomes of single texts are unknown, and then the
             differences too.
     """
@@ -104,7 +103,6 @@ class Measured:
     random_speedup: float | None = None
     seed_shares: tuple[tuple[float, ...], ...] = ()
     trivial: float | None = None
-    device: str = "cpu"
     against_dense: Difference | None = None
     against_random: Difference | None = None
     rows: int | None = None
@@ -219,7 +217,6 @@ def _one(row: Mapping[str, str], dense: Mapping[str, str], twin: Mapping[str, st
         shares=tuple(float(share) for share in np.mean([cost["ffn_share"] for cost in costs], axis=0)),
         seed_shares=tuple(tuple(map(float, cost["ffn_share"])) for cost in costs),
         trivial=_trivial(row["metric"], draws.record(names[0])["metrics"]["splits"][_split(row)]),
-        device=draws.record(names[0])["config"]["device"],
         texts=costs[0]["texts"],
         rows=_training_rows(draws.record(names[0])),
         records=names,
