@@ -89,7 +89,7 @@ def read_comparisons(results: Path, tasks: Sequence[str] = ()) -> list[Compariso
     Raises:
         UserError: no finished records, or none of a task that was asked for; it says what there is.
     """
-    found = _finished(results)
+    found = finished_runs(results)
     places = {name: place for place, name in enumerate(TASKS)}
     known = sorted(found, key=lambda name: (places.get(name, len(places)), name))
     if missing := [name for name in tasks if name not in found]:
@@ -105,7 +105,7 @@ def comparisons_around(results: Path, some: Iterable[tuple[Collection[str], str]
     Raises:
         UserError: no finished records.
     """
-    sets = [(task, _in_order(own)) for task, records in _finished(results).items() for own in _sets(records)]
+    sets = [(task, _in_order(own)) for task, records in finished_runs(results).items() for own in _sets(records)]
     found = []
     for hashes, label in some:
         task, own = max(sets, key=lambda one: sum(record["config_hash"] in hashes for record in one[1]))
@@ -113,7 +113,7 @@ def comparisons_around(results: Path, some: Iterable[tuple[Collection[str], str]
     return found
 
 
-def _finished(results: Path) -> dict[str, list[Record]]:
+def finished_runs(results: Path) -> dict[str, list[Record]]:
     """Finished runs below `results`/runs by task."""
     found: dict[str, list[Record]] = {}
     for kind in (KIND, TURNED_KIND):
@@ -153,10 +153,15 @@ def _in_order(records: Iterable[Record]) -> tuple[Record, ...]:
 
 def _common(config: Mapping[str, Any]) -> str:
     """What the runs of one figure share."""
+    return canonical_json({**conditions(config), "current": is_current(config)})
+
+
+def conditions(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs must share to be compared, whatever their recipes: rows, encoder, arithmetic, the dense model's."""
     names = ("task", "data", "backbone", "recipe", "max_length", "max_train_samples", "dtype", "device")
-    others = {"rows": config["extra"].get("max_eval_samples"), "current": is_current(config)}
+    others = {"rows": config["extra"].get("max_eval_samples")}
     others |= dense.described() if (dense := DenseTraining.of(config["extra"])) else {}
-    return canonical_json({name: config[name] for name in names} | others)
+    return {name: config[name] for name in names} | others
 
 
 def own_settings(records: Iterable[Record]) -> list[Record]:

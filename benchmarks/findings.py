@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.answers import DASH, unlearned
 from benchmarks.claims import Judged, judged
 from benchmarks.cli import run_command
-from benchmarks.comparable import Comparison, comparisons_around
+from benchmarks.comparable import Comparison, comparisons_around, finished_runs, read_comparisons
 from benchmarks.compared import FAMILY_LEVEL, Difference, Measured, measured
 from benchmarks.console import add_json_flag, answer, open_console
 from benchmarks.equal_speed import NEAR, SPEEDS, AtSpeeds, Operating, at_speeds
@@ -24,6 +24,7 @@ from benchmarks.plain_trial import EPOCHS, Beside, beside
 from benchmarks.strategy import folders
 from benchmarks.sweep import DEVICES
 from benchmarks.tasks import TASKS
+from benchmarks.twins import Twins, both_twins, summary
 
 PROGRAM = "python -m benchmarks.findings"
 METRICS = {"matthews_correlation": "100 times the Matthews correlation", "pearson": "100 times Pearson's", "f1": "F1"}
@@ -56,11 +57,13 @@ def report(
     trials: Sequence[Beside],
     command: str,
     ways: Sequence[Ways] = (),
+    twins: Sequence[Twins] = (),
 ) -> str:
     """The page.
 
     Args:
-        trials: the dense model beside plain trials of the checkpoint. ways: what forwards and discards.
+        trials: the dense model beside plain trials of the checkpoint. ways: what forwards and discards. twins: methods
+            beside random dropping that was trained as long as they were.
     """
     texts = {one.task: one.texts for one in found}
     tables = [[one for one in found if one.table == name] for name in dict.fromkeys(one.table for one in found)]
@@ -124,6 +127,7 @@ def report(
         lines += ["## The same with more training rows", "", *rows, ""]
     lines += _trials(trials)
     lines += ["## A second look at what fell below random", "", *_second_look(found, near), ""]
+    lines += _twins(twins)
     lines += ["## Every method against dense and against random", "", *_table(found), ""]
     return "\n".join(lines)
 
@@ -313,6 +317,14 @@ def _second_look(found: Sequence[Measured], near: Sequence[AtSpeeds]) -> list[st
     return [note, "", *lines] if lines else ["Nothing did."]
 
 
+def _twins(twins: Sequence[Twins]) -> list[str]:
+    """What of a lead over dropping at random is training."""
+    if not twins:
+        return []
+    rows = [tuple(one.row.values()) for one in twins]
+    return ["## A lead over random, and training", "", summary(twins), "", *_rows([tuple(twins[0].row), *rows]), ""]
+
+
 def _more_rows(found: Sequence[Measured]) -> list[str]:
     """Of each method its loss with the fewest and with the most training rows, over the tasks measured with both."""
     runs = [one for one in found if one.rows is not None and one.against_dense is not None]
@@ -365,9 +377,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = target / "FINDINGS.md"
     found = measured(source)
     like = comparisons(found, source)
-    near, ways = at_speeds(like), both_ways(like)
+    near, ways = at_speeds(like), both_ways(read_comparisons(source))
+    twins = both_twins(record for records in finished_runs(source).values() for record in records)
     command = f"{PROGRAM} --results {given.results}" if given.results else PROGRAM
-    page = report(found, near, beside(source, like), command, ways)
+    page = report(found, near, beside(source, like), command, ways, twins)
     with writing(path):
         path.write_text(page, encoding="utf-8")
     open_console(quiet=given.json).print(f"findings: {path}", highlight=False, soft_wrap=True)

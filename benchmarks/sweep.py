@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DEVICES = {"cuda": "a GPU", "cpu": "a CPU"}
 DTYPES = ("float32", "bfloat16")
 COMPUTES = tuple(itertools.product(DEVICES, DTYPES))
+TwinsOf = Callable[["Experiment", "Record | None"], Sequence["Experiment"]]
 
 
 @dataclass
@@ -87,25 +88,38 @@ def random_twin(experiment: Experiment, record: Record) -> Experiment:
     return plan(experiment.setting, experiment.model, experiment.task, "random", experiment.seed, options=options)
 
 
-def execute(session: Session, store: RunStore) -> Outcome:
-    """Run what is missing; a failure is kept in mind and the other runs go on."""
+def usual_twins(experiment: Experiment, record: Record | None) -> tuple[Experiment, ...]:
+    """The random twin of a run; until it has a record, one whose cost is a guess."""
+    return (some_twin(experiment) if record is None else random_twin(experiment, record),)
+
+
+def execute(session: Session, store: RunStore, twins_of: TwinsOf = usual_twins) -> Outcome:
+    """Run what is missing; a failure is kept in mind and the other runs go on.
+
+    Args:
+        twins_of: what follows the run of a method: random dropping at the same cost.
+    """
     from benchmarks.executor import Job
     from benchmarks.tables import Entry
 
     outcome = Outcome()
     experiments = planned(session)
-    first = planned_jobs(session, experiments, store)
-    twins = {job.key: _twin_units(session, job.experiment) for job in first if has_twin(session, job.experiment)}
+    first = planned_jobs(session, experiments, store, twins_of)
+    twins = {
+        job.key: [_units(session, twin) for twin in twins_of(job.experiment, None)]
+        for job in first
+        if has_twin(session, job.experiment)
+    }
 
     def follow(job: Job, record: Record) -> list[Job]:
         """After a method, random dropping at the same cost."""
         if job.key not in twins or job.of or record["status"] != "ok":
             return []
-        twin = random_twin(job.experiment, record)
-        return [Job(experiment=twin, of=job.experiment.method, needs=_keys(twin), units=twins[job.key])]
+        found = zip(twins_of(job.experiment, record), twins[job.key], strict=True)
+        return [Job(experiment=one, of=job.experiment.method, needs=_keys(one), units=units) for one, units in found]
 
-    units = sum(twins.values())
-    for job, record, progress in completed(session, store, first, follow, later=len(twins), later_units=units):
+    later, units = sum(map(len, twins.values())), sum(map(sum, twins.values()))
+    for job, record, progress in completed(session, store, first, follow, later=later, later_units=units):
         if record["status"] != "ok":
             outcome.failures.append(f"{job.label}: {record['error']}")
             continue
@@ -217,14 +231,16 @@ def completed(
             yield job, record, progress
 
 
-def planned_jobs(session: Session, experiments: Sequence[Experiment], store: RunStore) -> list[Job]:
+def planned_jobs(
+    session: Session, experiments: Sequence[Experiment], store: RunStore, twins_of: TwinsOf = usual_twins
+) -> list[Job]:
     """A job for each experiment, and for each dense model that one of those still to run starts from."""
     from benchmarks.executor import Job
     from benchmarks.experiments import starting_points
 
     starts: dict[str, Experiment] = {}
     for experiment in experiments:
-        for one in _still_to_run(session, experiment, store):
+        for one in _still_to_run(session, experiment, store, twins_of):
             starts |= {start.config().hash: start for start in starting_points(one)}
     jobs = [
         Job(experiment=one, needs=_keys(one), units=_units(session, one), weights=one.config().hash in starts)
@@ -238,15 +254,15 @@ def planned_jobs(session: Session, experiments: Sequence[Experiment], store: Run
     ]
 
 
-def _still_to_run(session: Session, experiment: Experiment, store: RunStore) -> list[Experiment]:
-    """Of an experiment and its random twin, those without a record; until the one has run, the other is a guess."""
+def _still_to_run(session: Session, experiment: Experiment, store: RunStore, twins_of: TwinsOf) -> list[Experiment]:
+    """Of an experiment and its random twins, those without a record; until the one has run, the others are a guess."""
     record = store.settled(experiment.config())
-    if not has_twin(session, experiment):
-        return [] if record else [experiment]
-    if record is None:
-        return [experiment, some_twin(experiment)]
-    twin = random_twin(experiment, record) if record["status"] == "ok" else None
-    return [twin] if twin and store.settled(twin.config()) is None else []
+    missing = [] if record else [experiment]
+    if not has_twin(session, experiment) or (record and record["status"] != "ok"):
+        return missing
+    return missing + [
+        twin for twin in twins_of(experiment, record) if record is None or store.settled(twin.config()) is None
+    ]
 
 
 def _keys(experiment: Experiment) -> frozenset[str]:
@@ -290,7 +306,3 @@ def _units(session: Session, experiment: Experiment) -> float:
     splits = data_identity(experiment)["splits"]
     train = splits[experiment.task.train_split]["rows"]
     return work(experiment, train, sum(splits[name]["rows"] for name in experiment.task.eval_splits))
-
-
-def _twin_units(session: Session, experiment: Experiment) -> float:
-    return _units(session, some_twin(experiment))
