@@ -21,7 +21,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
-from methods.families import MULTI_LABEL, SPECS, TOKEN_HEADS, StockModule, head_of
+from methods.families import MULTI_LABEL, SPECS, TOKEN_HEADS, BackboneSpec, StockModule, head_of
 
 Outputs = TypeVar("Outputs")
 
@@ -51,7 +51,6 @@ class Backbone:
         self.head = head_of(model)
         self.reads_tokens = self.head in TOKEN_HEADS
         self.averages = not self.reads_tokens and getattr(config, "classifier_pooling", "cls") == "mean"
-        self.spec = SPECS[config.model_type]
         self.encoder: StockModule = getattr(model, self.spec.encoder)
         self.layers: list[nn.Module] = self.spec.layers(self.encoder)
         self.num_layers = len(self.layers)
@@ -60,6 +59,11 @@ class Backbone:
         self.intermediate_size: int = getattr(config, self.spec.intermediate_size)
         self.num_labels: int = config.num_labels
         self.max_length: int = config.max_position_embeddings - self._position_offset
+
+    @property
+    def spec(self) -> BackboneSpec:
+        """How the family computes; looked up, as it holds code, which no copy to another process takes along."""
+        return SPECS[self.config.model_type]
 
     @property
     def multi_label(self) -> bool:

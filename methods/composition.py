@@ -267,7 +267,7 @@ def compose(name: str) -> type[Composition]:
         "method_name": canonical,
         "part_classes": (reducer, early_exit),
         "option_names": names,
-        "options_class": _merged_options(classes, names),
+        "options_class": _merged_options(canonical, classes, names),
         "traits": _merged_traits(reducer.traits, early_exit.traits),
     }
     return type(f"{reducer.__name__}With{early_exit.__name__}", (Composition,), members)
@@ -279,10 +279,15 @@ def _option_names(classes: list[type[TokenReducer]]) -> dict[tuple[str, str], st
     return {(method, option): option if plain.count(option) == 1 else f"{method}_{option}" for method, option in owned}
 
 
-def _merged_options(classes: list[type[TokenReducer]], names: Mapping[tuple[str, str], str]) -> type[Options]:
+def _merged_options(
+    name: str, classes: list[type[TokenReducer]], names: Mapping[tuple[str, str], str]
+) -> type[Options]:
     def check(self: Options) -> None:
         for cls in classes:
             cls.options_class(**part_options(cls, names, vars(self)))
+
+    def by_name(self: Options) -> tuple[Any, ...]:
+        return _options_of, (name, vars(self))
 
     members = [
         (names[cls.method_name, item.name], item.type, field(default=item.default))
@@ -290,10 +295,15 @@ def _merged_options(classes: list[type[TokenReducer]], names: Mapping[tuple[str,
         for item in fields(cls.options_class)
     ]
     later = frozenset(names[cls.method_name, name] for cls in classes for name in cls.options_class.later)
-    namespace = {"__post_init__": check, "later": later}
+    namespace = {"__post_init__": check, "later": later, "__reduce__": by_name}
     return make_dataclass(
         "CompositionOptions", members, bases=(Options,), namespace=namespace, frozen=True, kw_only=True
     )
+
+
+def _options_of(name: str, values: Mapping[str, Any]) -> Options:
+    """Options of a composition, in another process or for a copy."""
+    return compose(name).options_class(**values)
 
 
 def _merged_traits(reducer: Traits, early_exit: Traits) -> Traits:

@@ -35,12 +35,23 @@ def with_head(cls: type[TokenReducer], head: str) -> type[TokenReducer]:
         return _made[cls, suffix]
     name = cls.__name__ + suffix
     members: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": name, "__doc__": cls.__doc__}
+    members["__reduce__"] = _by_configuration
     if head == "span_qa":
         members["forward"] = _span_forward(cls)
     made = type(name, (cls,), members)
     _made[cls, suffix] = made
     _announce(suffix, made)
     return made
+
+
+def _by_configuration(self: TokenReducer) -> tuple[Any, ...]:
+    """A copy, in this process or another, finds its class as a saved folder does: none has a place in a module."""
+    return _empty, (self.config,), self.__dict__
+
+
+def _empty(config: ReducerConfig) -> TokenReducer:
+    made = class_of(config)
+    return made.__new__(made)
 
 
 def _span_forward(cls: type[TokenReducer]) -> Any:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import accelerate
@@ -339,3 +342,33 @@ def test_the_hub_gets_weights_and_the_card(monkeypatch, tmp_path, on_save):
         assert sent["commit_message"] == "second"
     assert sent["repo"] == "me/fast" and sorted(sent["files"]) == ["README.md", "config.json", "model.safetensors"]
     assert b"| Task | sst2 |" in sent["files"]["README.md"]
+
+
+# Copies and other processes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*EVERY, "transkimmer+deebert"])
+@pytest.mark.parametrize("head", HEADS)
+def test_copies_and_pickles_answer_alike_and_share_nothing(name, head, tmp_path):
+    if head in methods.lookup(name).traits.unsupported:
+        pytest.skip(methods.lookup(name).traits.unsupported[head])
+    reducer = tiny_reducer(name, head=head).eval()
+    batch = batch_for(reducer)
+    expected = logits_of(reducer(**batch), batch["attention_mask"])
+    torch.save(reducer, tmp_path / "whole.pt")
+    for copied in (copy.deepcopy(reducer), torch.load(tmp_path / "whole.pt", weights_only=False)):
+        assert type(copied) is type(reducer) and copied.options == reducer.options
+        found = logits_of(copied(**batch), batch["attention_mask"])
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        assert not {p.data_ptr() for p in copied.parameters()} & {p.data_ptr() for p in reducer.parameters()}
+
+
+def test_another_process_reads_a_pickled_reducer(tmp_path):
+    """Whatever that process has imported: what is pickled names the module that knows all methods."""
+    reducer = tiny_reducer("ltp").eval()
+    torch.save((reducer, batch_for(reducer)), tmp_path / "whole.pt")
+    code = "import sys, torch; model, batch = torch.load(sys.argv[1], weights_only=False); print(model(**batch).logits)"
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "whole.pt")], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() == str(reducer(**batch_for(reducer)).logits)
