@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import pytest
 import torch
 import transformers
 
 import methods
 from methods import ParameterGroup, Stage, StageCallback
+from tests.test_kills import in_child
+from tests.test_team import free_port, statuses
 from tests.tiny import tiny_model, tiny_reducer
 
 ROWS = [
@@ -212,3 +217,30 @@ def test_a_stage_without_a_match_is_refused(tmp_path):
     stage = Stage(name="none", groups=(ParameterGroup(patterns=("predictors.*",), learning_rate=1e-3),))
     with pytest.raises(ValueError, match="no parameter of DenseForSequenceClassification matches predictors"):
         prepared(tmp_path, reducer, stage).train()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch is built without torch.distributed")
+@pytest.mark.parametrize(("method", "stage"), [("ltp", "soft"), ("ltp", "hard"), ("top", "prune")])
+def test_two_processes_train_what_one_does(method, stage, tmp_path):
+    """Each on half of every batch, as `torchrun` starts them; ToP draws its gates, others for another batch."""
+
+    def trained(batch):
+        reducer = tiny_reducer(method)
+        prepared(tmp_path / "out", reducer, stage_of(reducer, stage), per_device_train_batch_size=batch).train()
+        return weights_of(reducer)
+
+    def process(rank):
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        torch.save(trained(2), tmp_path / f"weights{rank}.pt")
+        return 0
+
+    port = free_port()
+    children = [in_child(lambda rank=rank: process(rank), tmp_path / f"output{rank}") for rank in range(2)]
+    assert statuses(children) == [0, 0], (tmp_path / "output0").read_text()
+    first, second = (torch.load(tmp_path / f"weights{rank}.pt") for rank in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    if method != "top":
+        torch.testing.assert_close(first, trained(4), rtol=1e-5, atol=1e-6)
