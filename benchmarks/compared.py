@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from benchmarks.errors import UserError
+from benchmarks.experiments import DenseTraining
 from benchmarks.outcomes import PREDICTIONS, interval, outcomes_of
 from benchmarks.runs import Record, read_record
 
@@ -76,9 +77,9 @@ class Measured:
     """One method on one task, without padding.
 
     Attributes:
-        rows: training rows of the methods, held-out ones among them; None but where tables of several numbers have
-            the task. split: task and split by name, "mnli/validation_matched". scores: percent, of each seed; score:
-            their mean.
+        rows: training rows of the methods, held-out ones among them. whole: the dense model that they start from has
+            all rows, none held out. note: of these what tells the tables apart that have the task.
+        split: task and split by name, "mnli/validation_matched". scores: percent, of each seed; score: their mean.
         random_score, random_speedup: of its random twin, None without one. shares: of the tokens, that each layer
             computes; seed_shares: of each seed. trivial: the best score of giving every text the same answer.
         drawn: (draws,) scores on texts drawn anew; None where the outcomes of single texts are unknown, and then the
@@ -105,7 +106,9 @@ class Measured:
     trivial: float | None = None
     against_dense: Difference | None = None
     against_random: Difference | None = None
-    rows: int | None = None
+    rows: int = 0
+    whole: bool = False
+    note: str = ""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -114,8 +117,8 @@ class Measured:
 
     @property
     def label(self) -> str:
-        """The task, with the training rows where these tell tables apart."""
-        return self.task if self.rows is None else f"{self.task} ({self.rows:,} rows)"
+        """The task, with what tells tables apart."""
+        return f"{self.task} ({self.note})" if self.note else self.task
 
 
 def measured(results: Path) -> list[Measured]:
@@ -140,8 +143,21 @@ def measured(results: Path) -> list[Measured]:
         dense = next(other for other in same if other["method"] == "dense" and other["padding"] == "baseline")
         twin = next((o for o in same if o["of"] == row["method"] and o["padding"] == "none"), None)
         found.append(_one(row, dense, twin, draws))
-    several = [task for task, _ in dict.fromkeys((one.task, one.table) for one in found)]
-    return _corrected([one if several.count(one.task) > 1 else replace(one, rows=None) for one in found])
+    return _corrected([replace(one, note=_note(one, found)) for one in found])
+
+
+def _note(one: Measured, found: Sequence[Measured]) -> str:
+    """What of its training tells a table apart from others that have the task."""
+    others = [other for other in found if other.task == one.task and other.table != one.table]
+    if not others:
+        return ""
+    alike = one.whole and any(other.rows == one.rows for other in others)
+    return rows_note(one.rows, whole=alike)
+
+
+def rows_note(rows: int, *, whole: bool) -> str:
+    """What a title says of training rows, those of the methods and whether the dense model has more."""
+    return f"{rows:,} rows{', dense on all' if whole else ''}"
 
 
 def _tables(results: Path) -> list[Path]:
@@ -219,6 +235,7 @@ def _one(row: Mapping[str, str], dense: Mapping[str, str], twin: Mapping[str, st
         trivial=_trivial(row["metric"], draws.record(names[0])["metrics"]["splits"][_split(row)]),
         texts=costs[0]["texts"],
         rows=_training_rows(draws.record(names[0])),
+        whole=starts_whole(draws.record(names[0])),
         records=names,
         drawn=draws.of(row),
         random_score=None if twin is None else float(twin["measured"]),
@@ -244,6 +261,12 @@ def _training_rows(record: Record) -> int:
     config = record["config"]
     rows = int(next(iter(config["data"]["splits"].values()))["rows"])
     return min(rows, config["max_train_samples"] or rows)
+
+
+def starts_whole(record: Record) -> bool:
+    """Whether the dense model that a run starts from has all rows, none held out."""
+    dense = DenseTraining.of(record["config"]["extra"])
+    return dense is not None and not dense.holds_out
 
 
 def _difference(row: Mapping[str, str], other: Mapping[str, str], draws: _Draws) -> Difference | None:

@@ -327,13 +327,13 @@ def _twins(twins: Sequence[Twins]) -> list[str]:
 
 def _more_rows(found: Sequence[Measured]) -> list[str]:
     """Of each method its loss with the fewest and with the most training rows, over the tasks measured with both."""
-    runs = [one for one in found if one.rows is not None and one.against_dense is not None]
+    runs = [one for one in found if one.against_dense is not None]
     rows = [("Model", "Method", "Tasks", "Fewer rows", "Against dense", "More rows", "Against dense")]
     for model, title in dict.fromkeys((one.model, one.title) for one in runs):
         mine = [one for one in runs if (one.model, one.title) == (model, title)]
         pairs = []
-        for task in dict.fromkeys(one.task for one in mine):
-            own = sorted((one for one in mine if one.task == task), key=lambda one: one.rows or 0)
+        for task, whole in dict.fromkeys((one.task, one.whole) for one in mine):
+            own = sorted((one for one in mine if (one.task, one.whole) == (task, whole)), key=lambda one: one.rows)
             pairs += [(own[0], own[-1])] if len(own) > 1 else []
         if pairs:
             few, many = (_mean_loss(side) for side in zip(*pairs, strict=True))
@@ -350,7 +350,7 @@ def _more_rows(found: Sequence[Measured]) -> list[str]:
 
 def _mean_loss(some: Sequence[Measured]) -> tuple[str, str]:
     """Training rows with the speed-up, and the points against dense."""
-    rows = sorted(one.rows or 0 for one in some)
+    rows = sorted(one.rows for one in some)
     said = f"{rows[0]:,}" if rows[0] == rows[-1] else f"{rows[0]:,} to {rows[-1]:,}"
     points = mean(one.against_dense.points for one in some if one.against_dense)
     return f"{said}, {geometric_mean(one.speedup for one in some):.2f}x", f"{points:+.1f}"

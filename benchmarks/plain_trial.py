@@ -163,12 +163,12 @@ class Beside:
     """The dense model of one task beside the plain trials of the same seeds.
 
     Attributes:
-        dense, last: percent, of each seed; the trials' after their last epoch. best: that of their best epoch, chosen
-            on the very texts that are scored. fewer: as `last`, of trials without the rows that choose the dense
-            model's epoch. whole: of dense models of all rows and as many epochs, the last one kept. Each of these two
-            is empty unless every seed has one. difference, whole_difference: dense or whole minus last; None where
-            outcomes of texts are unknown. device: of both, "cpu" or "cuda". records: of the trials and of `whole`, by
-            hash.
+        dense, last: percent, of each seed; the trials' after their last epoch. No dense ones where those hold nothing
+            out: `whole` has them. best: that of the trials' best epoch, chosen on the very texts that are scored.
+            fewer: as `last`, of trials without the rows that choose the dense model's epoch. whole: of dense models of
+            all rows and as many epochs, the last one kept. Each of these two is empty unless every seed has one.
+        difference, whole_difference: dense or whole minus last; None where outcomes of texts are unknown.
+        device: of both, "cpu" or "cuda". records: of the trials and of `whole`, by hash.
     """
 
     title: str
@@ -194,7 +194,13 @@ def beside(source: Path, comparisons: Iterable[Comparison]) -> list[Beside]:
 
     trials = [record for record in read(source) if _is_usual(record["config"])]
     whole = [record for record in _finished(source, f"{TRAINED}/*/dense-*.json") if not _held_out(record)]
-    return [one for comparison in comparisons if (one := _beside(comparison, trials, whole)) is not None]
+    found = [one for comparison in comparisons if (one := _beside(comparison, trials, whole)) is not None]
+    return [one for one in found if one.dense or not any(_told(one, other) for other in found)]
+
+
+def _told(one: Beside, other: Beside) -> bool:
+    """Whether all of `one` stands in `other`, beside the dense model that lacks some rows."""
+    return bool(other.dense) and set(one.records) <= set(other.records)
 
 
 def _beside(comparison: Comparison, trials: Sequence[Record], whole: Sequence[Record]) -> Beside | None:
@@ -220,7 +226,7 @@ def _beside(comparison: Comparison, trials: Sequence[Record], whole: Sequence[Re
         return None
     split = next(iter(next(iter(mine.values()))["metrics"]["splits"]))
     usual = list(mine.values())
-    ours = [dense[seed] for seed in mine]
+    ours = [dense[seed] for seed in mine if (chosen := training[seed]) is None or chosen.holds_out]
     fewer, kept = ([some[seed] for seed in mine] if mine.keys() <= some.keys() else [] for some in (without, last_kept))
     return Beside(
         title=comparison.title,
@@ -232,7 +238,7 @@ def _beside(comparison: Comparison, trials: Sequence[Record], whole: Sequence[Re
         best=tuple(max(100 * epoch[split][comparison.metric] for epoch in r["metrics"]["epochs"]) for r in usual),
         fewer=_scores(fewer),
         whole=_scores(kept),
-        difference=difference_of(ours, usual),
+        difference=difference_of(ours, usual) if ours else None,
         whole_difference=difference_of(kept, usual) if kept else None,
         records=tuple(record["config_hash"] for record in (*usual, *fewer, *kept)),
     )

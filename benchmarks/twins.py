@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import methods
 from benchmarks.cli import open_session, parser, run_command
 from benchmarks.comparable import conditions, described, first_split, is_current, own_settings, task_title
-from benchmarks.compared import Difference, difference_of, holm
+from benchmarks.compared import Difference, difference_of, holm, rows_note, starts_whole
 from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import UserError
 from benchmarks.experiments import KIND
@@ -159,7 +159,7 @@ def _one(method: str, triples: Sequence[tuple[Record, Record, Record]]) -> Twins
     config = own[0]["config"]
     title, rows = task_title(config["task"], own[0]), config["max_train_samples"]
     return Twins(
-        task=title if rows is None else f"{title} ({rows:,} rows)",
+        task=title if rows is None else f"{title} ({rows_note(rows, whole=starts_whole(own[0]))})",
         method=methods.lookup(method).traits.title,
         seeds=tuple(record["config"]["seed"] for record in own),
         speedup=mean(first_split(record)["cost"]["padding"]["none"]["speedup"] for record in own),

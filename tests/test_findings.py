@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from benchmarks.compared import Measured, holm, measured, paired
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.equal_speed import SPEEDS, AtSpeeds, Operating, Run, at_speeds, difference
 from benchmarks.errors import UserError
+from benchmarks.experiments import DenseTraining
 from tests.written_records import write_record
 
 RNG = np.random.default_rng(0)
@@ -378,6 +380,31 @@ def test_where_two_tables_have_a_task_its_rows_tell_them_apart(tmp_path):
     alone = measured(tmp_path)
     assert [one.label for one in alone] == ["mood"] * 2
     assert "more training rows" not in findings.report(alone, [], [], "command")
+
+
+def test_of_tables_with_as_many_rows_one_says_that_its_dense_model_has_all(tmp_path):
+    (tmp_path / "tables").mkdir()
+    given = {"model": "tiny", "of": "", "account": "", "metric": "accuracy", "seeds": 1, "speedup": 1.5, "task": "mood"}
+    for name, kept in (("glue-local-32", {}), ("glue-local-all", {"dense_keep": "last"})):
+        rows = []
+        extra = {"max_eval_samples": None, "held_out": not kept, "dense_train_samples": 90, "dense_epochs": 5, **kept}
+        for method in ("dense", "ltp"):
+            stages = dense_stages(method, kept.get("dense_keep", "best"))
+            record = write_record(tmp_path, method, score=0.8, max_train_samples=32, extra=extra, stages=stages)
+            own = {"method": method, "title": method, "padding": "baseline" if method == "dense" else "none"}
+            rows.append({**given, **own, "split": "mood/validation", "measured": 80, "records": record["config_hash"]})
+        pd.DataFrame(rows).to_csv(tmp_path / "tables" / f"{name}.csv", index=False)
+    found = measured(tmp_path)
+    assert [one.label for one in found] == ["mood (32 rows)"] * 2 + ["mood (32 rows, dense on all)"] * 2
+    assert [one.whole for one in found] == [False, False, True, True]
+    like = findings.comparisons(found, tmp_path)
+    assert [(one.title, len(one.records)) for one in like] == [(found[0].label, 2), (found[2].label, 2)]
+    assert "more training rows" not in findings.report(found, at_speeds(like), [], "command")
+
+
+def dense_stages(method, keep):
+    described = SimpleNamespace(name="mood", kind="classification", sequence_length=64, skim_weight=0.5)
+    return DenseTraining(epochs=5, keep=keep).stages(methods.lookup(method).recipe_stages(described, "short"))
 
 
 def test_no_table_is_said(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import findings, plain_trial
 from benchmarks.cli import run_command
-from benchmarks.comparable import read_comparisons
+from benchmarks.comparable import comparisons_around, read_comparisons
 from benchmarks.experiment_data import training_features
 from benchmarks.experiments import DenseTraining
 from benchmarks.tasks import get_task
@@ -121,3 +121,9 @@ def test_the_dense_model_stands_beside_the_trials_of_its_seeds(tmp_path):
     assert len(set(found.records)) == 6
     assert "lain trial" not in findings.report([], [], [], "command")
     assert plain_trial.beside(tmp_path / "nothing", read_comparisons(tmp_path)) == []
+    around = [({name}, "") for name in (found.records[-1], read_comparisons(tmp_path)[0].records[0]["config_hash"])]
+    whole, usual = comparisons_around(tmp_path, around)
+    (alone,) = plain_trial.beside(tmp_path, [whole])
+    assert (alone.dense, alone.difference, alone.whole) == ((), None, (100.0, 100.0))
+    assert alone.whole_difference == found.whole_difference
+    assert plain_trial.beside(tmp_path, [whole, usual]) == [found]  # said there
