@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.cli import Session, open_session, parser, run_command
 from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import UserError
+from benchmarks.files import write_table
 from benchmarks.suite import Suite, drop_missing_tasks
 from benchmarks.sweep import completed, planned, planned_jobs
 from benchmarks.tasks import EMBEDDED, GLUE
@@ -249,13 +250,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write(frame: pd.DataFrame, store: RunStore, profile: str, command: str) -> str:
     """Write the table as Markdown and CSV; returns the Markdown file's path."""
-    folder = store.root / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"as_released-{profile}.md"
-    text = f"# As released, {profile} profile\n\n{frame.to_markdown(index=False)}\n\nCommand: `{command}`\n"
-    path.write_text(text, encoding="utf-8")
-    frame.to_csv(path.with_suffix(".csv"), index=False)
-    return str(path)
+    parts = [f"# As released, {profile} profile", frame.to_markdown(index=False), f"Command: `{command}`"]
+    return str(write_table(store.root / "tables", f"as_released-{profile}", frame, parts, float_format=None)[-1])
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from benchmarks.audit_findings import VERDICTS, Finding, Value
 from benchmarks.cli import OWN_RESULTS, run_command
 from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import Parser, UserError
+from benchmarks.files import write_table
 from benchmarks.runs import RunStore
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def markdown(found: Sequence[Finding], command: str) -> str:
                 f"Computed: {item.computation}",
             ]
             parts += [number_table(item).to_markdown(index=False, disable_numparse=True), item.sentence]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -286,18 +287,8 @@ def write(
         "table1": (_page("Table 1: the methods by design", one, [], command), one),
         "table2": (_page("Table 2: the tasks", two, notes, command), two),
     }
-    paths = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, (text, frame) in texts.items():
-            paths += [folder / f"{name}.md", folder / f"{name}.csv"]
-            paths[-2].write_text(text, encoding="utf-8")
-            frame.to_csv(paths[-1], index=False)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror}; make it writable or use another --results"
-        ) from error
-    return paths
+    written = (write_table(folder, name, frame, [text], float_format=None) for name, (text, frame) in texts.items())
+    return [path for paths in written for path in reversed(paths)]
 
 
 def _page(heading: str, frame: pd.DataFrame, notes: Sequence[str], command: str) -> str:
@@ -305,7 +296,7 @@ def _page(heading: str, frame: pd.DataFrame, notes: Sequence[str], command: str)
 
     table = shown(frame).to_markdown(index=False, disable_numparse=True)
     listed = ["\n".join(f"- {note}" for note in notes)] if notes else []
-    return "\n\n".join([f"# {heading}", f"Command: `{command}`", table, *listed]) + "\n"
+    return "\n\n".join([f"# {heading}", f"Command: `{command}`", table, *listed])
 
 
 if __name__ == "__main__":

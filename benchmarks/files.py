@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextlib.contextmanager
@@ -49,6 +53,27 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"cannot write {path}: {reason}; make its folder writable, or free some space") from error
+
+
+def write_table(
+    folder: Path, name: str, frame: pd.DataFrame, parts: Iterable[str], *, float_format: str | None = "%.6g"
+) -> list[Path]:
+    """Write a table into `folder`, which is made if need be.
+
+    Args:
+        parts: of the page, such as a heading, the command and the table as people read it.
+        float_format: of numbers in the CSV file; None: all digits.
+    Returns:
+        `name`.csv and `name`.md.
+    Raises:
+        UserError: the file system refuses.
+    """
+    paths = [folder / f"{name}.csv", folder / f"{name}.md"]
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        frame.to_csv(paths[0], index=False, float_format=float_format)
+        paths[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return paths
 
 
 def _sync(path: Path) -> None:

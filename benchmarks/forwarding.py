@@ -18,7 +18,7 @@ from benchmarks.comparable import Comparison, own_settings
 from benchmarks.compared import Difference, difference_of
 from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import UserError
-from benchmarks.files import writing
+from benchmarks.files import write_table
 from benchmarks.long import SUITE as LONG
 from benchmarks.runs import Record
 from benchmarks.suite import drop_missing_tasks
@@ -181,14 +181,9 @@ def _frame(records: Sequence[Record], titles: Mapping[str, str]) -> pd.DataFrame
 
 
 def _write(frame: pd.DataFrame, store: RunStore, profile: str, command: str) -> str:
-    """Write the table as Markdown and CSV; returns the Markdown file's path."""
-    path = store.root / "tables" / f"forwarding-{profile}.md"
-    text = f"# Forwarding against discarding\n\nCommand: `{command}`\n\n{frame.to_markdown(index=False)}\n"
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        frame.to_csv(path.with_suffix(".csv"), index=False)
-    return str(path)
+    """Write the table as CSV and Markdown; returns the Markdown file's path."""
+    parts = ["# Forwarding against discarding", f"Command: `{command}`", frame.to_markdown(index=False)]
+    return str(write_table(store.root / "tables", f"forwarding-{profile}", frame, parts)[-1])
 
 
 if __name__ == "__main__":

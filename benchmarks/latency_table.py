@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from benchmarks.console import print_table
-from benchmarks.files import writing
+from benchmarks.files import write_table, writing
 from benchmarks.runs import Record
 
 if TYPE_CHECKING:
@@ -111,8 +111,6 @@ def write(records: Sequence[Record], root: Path, command: str) -> list[Path]:
     from plots.style import save
 
     frame = frame_of(records)
-    folder = root / "tables"
-    paths = [folder / "latency.csv", folder / "latency.md"]
     machine = f"Machine: {frame['machine'].iloc[0]}, {frame['threads'].iloc[0]} threads, "
     machine += f"{', '.join(frame['dtype'].unique())}; weights: {frame['backbone'].iloc[0]}."
     if loads := [record["metrics"]["load_average"] for record in records if "load_average" in record["metrics"]]:
@@ -127,10 +125,7 @@ def write(records: Sequence[Record], root: Path, command: str) -> list[Path]:
     if absent:
         machine += " Left out: " + "; ".join(f"{peer}, {reason}" for peer, reason in absent.items()) + "."
     parts = ["# Time against FLOPs", f"Command: `{command}`", machine, NOTE, printed(frame).to_markdown(index=False)]
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(paths[0], index=False, float_format="%.6g")
-        paths[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    paths = write_table(root / "tables", "latency", frame, parts)
     with writing(root / "figures"):
         return paths + save(latency_figure(_points(frame)), root / "figures", "latency")[:1]
 

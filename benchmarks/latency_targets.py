@@ -20,7 +20,7 @@ from benchmarks import attention_time, latency, latency_profile, training_time
 from benchmarks.cli import OWN_RESULTS, run_command
 from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import Parser, UserError
-from benchmarks.files import writing
+from benchmarks.files import write_table
 from benchmarks.latency_cells import ATTENTION, SCHEDULES, TRAINING, Cell, Row, cells, judged, newest
 from benchmarks.runs import RunStore
 
@@ -78,12 +78,7 @@ def write(rows: Sequence[Row], absent: Sequence[str], root: Path, command: str) 
             measure = f"python -m benchmarks.{TABLE} --results results --measure {names}"
             parts.append(f"Not measured yet; `{measure}`, {where}, measures these targets.")
     parts.append(frame.to_markdown(index=False, disable_numparse=True))
-    paths = [root / "tables" / f"{TABLE}.csv", root / "tables" / f"{TABLE}.md"]
-    with writing(root / "tables"):
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(paths[0], index=False)
-        paths[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return paths
+    return write_table(root / "tables", TABLE, frame, parts, float_format=None)
 
 
 def note(cell: Cell, missed: Sequence[Row], folder: Path, command: str) -> Path:

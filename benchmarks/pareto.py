@@ -20,7 +20,7 @@ from benchmarks import glue, long
 from benchmarks.cli import OWN_RESULTS, Session, check_from_records, open_session, parser, run_command
 from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import UserError
-from benchmarks.files import writing
+from benchmarks.files import write_table, writing
 from benchmarks.progress import duration
 from benchmarks.suite import WORTH, Suite, drop_missing_tasks
 from benchmarks.sweep import left_out
@@ -348,24 +348,22 @@ def _write(
 ) -> list[Path]:
     from benchmarks.pareto_rows import WORST_DROP
 
-    folder.mkdir(parents=True, exist_ok=True)
     parts = [f"# {heading}", f"Command: `{command}`", NOTE, printed_points(frame).to_markdown(index=False)]
-    paths = [folder / f"{name}.csv", folder / f"{name}.md"]
-    frame.to_csv(paths[0], index=False, float_format="%.6g")
     if not volumes.empty:
         note = (
             "Area that a method's points dominate, in points of score times speed-ups above 1: it begins at a speed-up "
             f"of 1 and {WORST_DROP:g} points below the dense model."
         )
         parts += ["## Hypervolume", note, printed_volumes(volumes).to_markdown(index=False)]
-        paths.append(folder / f"{name}-hypervolume.csv")
-        volumes.to_csv(paths[-1], index=False, float_format="%.6g")
     if reported:
         parts.append(
             "The figure's hollow circles are what the Transkimmer paper prints for BERT-base under this convention of "
             "cost (results/reported/transkimmer.csv); mind the model and the rows of the runs here."
         )
-    paths[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    paths = write_table(folder, name, frame, parts)
+    if not volumes.empty:
+        paths.append(folder / f"{name}-hypervolume.csv")
+        volumes.to_csv(paths[-1], index=False, float_format="%.6g")
     return paths
 
 

@@ -28,7 +28,7 @@ from benchmarks.cli import (
 )
 from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import Parser, UserError
-from benchmarks.files import writing
+from benchmarks.files import write_table
 from benchmarks.runs import CorruptRecord, Record, RunStore, read_record
 
 if TYPE_CHECKING:
@@ -374,14 +374,9 @@ def _printed(frame: pd.DataFrame) -> pd.DataFrame:
 def _write(frame: pd.DataFrame, root: Path, command: str) -> list[Path]:
     """Write the table (CSV, Markdown) below `root`; returns the paths."""
     assert __doc__ is not None
-    paths = [root / "tables" / f"{TABLE}.csv", root / "tables" / f"{TABLE}.md"]
     body = _printed(frame).to_markdown(index=False, disable_numparse=True)
     parts = ["# A plain trial", f"Command: `{command}`", __doc__.strip(), body]
-    with writing(root / "tables"):
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(paths[0], index=False, float_format="%.6g")
-        paths[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return paths
+    return write_table(root / "tables", TABLE, frame, parts)
 
 
 if __name__ == "__main__":

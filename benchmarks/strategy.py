@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.cli import OWN_RESULTS, run_command
 from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import Parser, UserError
-from benchmarks.files import writing
+from benchmarks.files import write_table, writing
 from benchmarks.runs import RESULTS
 
 if TYPE_CHECKING:
@@ -172,12 +172,7 @@ def write(frame: pd.DataFrame, folder: Path, command: str, notes: Sequence[str])
     parts = [f"# {HEADING}", f"Command: `{command}`", NOTE, printed(frame).to_markdown(index=False)]
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))
-    paths = [folder / f"strategy{suffix}" for suffix in (".csv", ".md")]
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(paths[0], index=False, float_format="%.6g")
-        paths[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return paths
+    return write_table(folder, "strategy", frame, parts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

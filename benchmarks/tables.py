@@ -17,6 +17,7 @@ import pandas as pd
 
 import methods
 from benchmarks.console import print_table as print_table  # beside the tables that it prints
+from benchmarks.files import write_table
 from benchmarks.models import ModelRef
 from benchmarks.reported import Reported, lookup
 from benchmarks.runs import Record
@@ -310,7 +311,6 @@ def write_tables(
     notes: Sequence[str] = (),
 ) -> list[Path]:
     """Write `name`.csv (everything), `name`.md and `name`.tex (what people read) into `folder`; returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     cells, comparison, retention = cell_table(frame), comparison_table(frame), retention_table(entries)
     answers = answer_table(entries)
     parts = [f"# {heading}", f"Command: `{command}`", cells.to_markdown(index=False)]
@@ -328,8 +328,6 @@ def write_tables(
     parts += ["## Data", "\n".join(f"- {line}" for line in data_lines(entries))]
     if notes:
         parts += ["## Left out", "\n".join(f"- {note}" for note in notes)]
-    paths = [folder / f"{name}{suffix}" for suffix in (".csv", ".md", ".tex")]
-    frame.to_csv(paths[0], index=False, float_format="%.6g")
-    paths[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    paths[2].write_text(cells.style.hide(axis="index").to_latex(hrules=True), encoding="utf-8")
+    paths = [*write_table(folder, name, frame, parts), folder / f"{name}.tex"]
+    paths[-1].write_text(cells.style.hide(axis="index").to_latex(hrules=True), encoding="utf-8")
     return paths

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.cli import OWN_RESULTS, run_command
 from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import Parser, UserError
-from benchmarks.files import writing
+from benchmarks.files import write_table
 from benchmarks.runs import Record, RunConfig, RunStore
 
 if TYPE_CHECKING:
@@ -305,12 +305,7 @@ def write(record: Record, root: Path, command: str) -> list[Path]:
     assert __doc__ is not None
     parts = ["# A training step", f"Command: `{command}`", where, __doc__.strip()]
     parts.append(printed(frame).to_markdown(index=False, disable_numparse=True))
-    paths = [root / "tables" / f"{TABLE}.csv", root / "tables" / f"{TABLE}.md"]
-    with writing(root / "tables"):
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(paths[0], index=False, float_format="%.6g")
-        paths[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return paths
+    return write_table(root / "tables", TABLE, frame, parts)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from benchmarks.compared import Difference, difference_of, holm, rows_note, star
 from benchmarks.console import add_json_flag, answer, open_console, print_table, rows_of
 from benchmarks.errors import UserError
 from benchmarks.experiments import KIND
-from benchmarks.files import writing
+from benchmarks.files import write_table
 from benchmarks.flops import equal_cost_schedule
 from benchmarks.glue import SUITE as GLUE
 from benchmarks.plain import canonical_json, plain
@@ -246,14 +246,9 @@ def _frame(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _write(frame: pd.DataFrame, store: RunStore, profile: str, command: str) -> str:
-    """Write the table as Markdown and CSV; returns the Markdown file's path."""
-    path = store.root / "tables" / f"twins-{profile}.md"
-    text = f"# Twins trained as long as their methods\n\nCommand: `{command}`\n\n{frame.to_markdown(index=False)}\n"
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        frame.to_csv(path.with_suffix(".csv"), index=False)
-    return str(path)
+    """Write the table as CSV and Markdown; returns the Markdown file's path."""
+    parts = ["# Twins trained as long as their methods", f"Command: `{command}`", frame.to_markdown(index=False)]
+    return str(write_table(store.root / "tables", f"twins-{profile}", frame, parts)[-1])
 
 
 if __name__ == "__main__":
