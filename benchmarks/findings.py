@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import sys
 from collections.abc import Iterable, Sequence
@@ -363,7 +364,12 @@ def _plain(found: Sequence[Measured]) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page."""
-    parser = Parser(prog=PROGRAM, description=(__doc__ or "").splitlines()[0])
+    parser = Parser(
+        prog=PROGRAM,
+        description=(__doc__ or "").splitlines()[0],
+        epilog=f"example:\n  {PROGRAM} --results results",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--results",
         type=Path,

@@ -69,7 +69,7 @@ def _absence(name: str, device: str) -> str:
             return f"timed on the CPU only, and this run is on {device}"
         missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
         if missing:
-            return f"{', '.join(missing)} not installed (pip install 'skimbench[peers]')"
+            return f"{', '.join(missing)} not installed (pip install -e '.[peers]')"
     return ""
 
 

@@ -27,7 +27,7 @@ from benchmarks.runs import MORE_MEMORY
 
 WORKER_TRIES, NODE_TRIES = 3, 10  # a node may be taken away for no fault of the run's, which goes on from a checkpoint
 _POLL_S, _CONNECT_S = 0.5, 10.0
-_FORWARDED = ("SKIMBENCH_", "HF_", "TRANSFORMERS_", "TOKENIZERS_")
+_FORWARDED, _SECRET = ("SKIMBENCH_", "HF_", "TRANSFORMERS_", "TOKENIZERS_"), "_TOKEN"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +84,8 @@ def _import_ray() -> Any:
 
 def _connect(ray: Any, address: str) -> None:
     local = {"num_cpus": available_cores(), "include_dashboard": False} if address == "local" else {}
-    settings = {
-        name: value for name, value in os.environ.items() if name.startswith(_FORWARDED) and "TOKEN" not in name
-    }
+    forwarded = (name for name in os.environ if name.startswith(_FORWARDED) and not name.endswith(_SECRET))
+    settings = {name: os.environ[name] for name in forwarded}
     settings["SKIMBENCH_HOME"] = str(skimbench_home().absolute())
     settings["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT_ROOT), os.environ.get("PYTHONPATH"))))
     try:

@@ -48,14 +48,14 @@ class Unusual(TokenReducer):
 
     def build(self) -> None:
         """Modules to be trained would be made here. `self.backbone` knows the model's sizes."""
-        layers = self.backbone.num_layers
-        self.shares = [1 - (1 - self.options.share) * (layer + 1) / layers for layer in range(layers)]
 
     def before_layer(self, state: TokenState) -> Decision:
         """Keep the tokens farthest from the mean, [CLS] first among them."""
         mean = state.sum(state.hidden) / state.counts().unsqueeze(1)  # (sequences, hidden_size)
         distance = (state.hidden - state.expand(mean)).norm(dim=-1).masked_fill(state.first, torch.inf)
-        wanted = (state.lengths * self.shares[state.layer]).ceil()  # of the input's tokens, one number per text
+        depth = (state.layer + 1) / self.backbone.num_layers
+        share = 1 - (1 - self.options.share) * depth  # read here, so that `set_options` takes effect
+        wanted = (state.lengths * share).ceil()  # of the input's tokens, one number per text
         return Decision(keep=state.rank(distance) < state.expand(wanted))
 
 

@@ -48,6 +48,8 @@ class LtpOptions(Options):
         mask_only: pruned tokens are hidden as keys and still computed, as in the public code: saves nothing.
     """
 
+    fixed = frozenset({"final_threshold"})
+
     final_threshold: float = 0.01
     schedule: str = "paper"
     temperature: float = 1e-3

@@ -209,10 +209,10 @@ def test_pictures_are_those_that_the_command_draws(tmp_path):
 def test_the_site_builds_without_a_warning(tmp_path):
     for needed in ("mkdocs", "material", "mkdocstrings_handlers.python"):
         pytest.importorskip(needed, reason="needs the extra 'docs'")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     settings = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=PROJECT_ROOT, env=settings, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and not done.stderr.strip(), done.stderr
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
     built = (tmp_path / "site" / "api" / "methods" / "index.html").read_text(encoding="utf-8")
     assert "skim_weight" in (tmp_path / "site" / "methods" / "transkimmer" / "index.html").read_text(encoding="utf-8")
     assert "Put the method" in built and "tokens that entered the feed-forward of each layer" in built

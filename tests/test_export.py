@@ -107,9 +107,7 @@ def test_a_graph_of_pairs_does_not_look_for_the_second_text(monkeypatch):
 def test_without_the_extra_the_message_names_it(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     pytest.importorskip("onnx", reason="the extra `export` is not installed")
-    with pytest.raises(
-        ImportError, match=r"onnxscript is missing; install the extra: pip install 'skimbench\[export\]'"
-    ):
+    with pytest.raises(ImportError, match=r"onnxscript is missing; install the extra: pip install -e '.\[export\]'"):
         export_onnx(single("dense"), tmp_path / "model.onnx")
 
 

@@ -90,7 +90,7 @@ def test_what_cannot_run_here_has_a_reason(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     reasons = absences(latency_peers.PEERS, "cpu")
     assert list(reasons) == ["onnxruntime", "onnxruntime_int8", "compile"]
-    assert "onnxscript not installed (pip install 'skimbench[peers]')" in reasons["onnxruntime"]
+    assert "onnxscript not installed (pip install -e '.[peers]')" in reasons["onnxruntime"]
     assert "CXX" in reasons["compile"]
     assert "on the CPU only" in absences(["onnxruntime"], "cuda")["onnxruntime"]
     assert absences(["compile"], "cuda") == {}
