@@ -165,7 +165,7 @@ def beats_random(found: Sequence[Measured]) -> Answer:
 RANDOM_RULE = (
     "holds where the methods that choose tokens (no early exits, not DeFormer) are certainly above their twins in "
     "every comparison; does not hold where they are certainly below in more than above. A method trains two to four "
-    "times as many updates as its twin, so that a small difference may be that of training"
+    "times as many updates as its twin: *A lead over random, and training* has twins that were trained as long"
 )
 
 
