@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.embedded import skimbench_home
-from benchmarks.environment import PROJECT_ROOT, version
+from benchmarks.environment import PROJECT_ROOT, git_state, version
 from benchmarks.files import replacing, set_aside
 from benchmarks.runs import utc_now
 from methods import TokenReducer
@@ -249,6 +249,12 @@ def _digest(tensors: Tensors, state: str) -> str:
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
         digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def know_own_code() -> None:
+    """Read the revision and the code's digest now, before the checkout changes under a process that has begun."""
+    git_state()
+    made_by()
 
 
 @functools.cache

@@ -139,7 +139,18 @@ class _Running:
         """Start a job."""
         if self._workers is None:
             self._workers = self._stack.enter_context(self._place.open(self._report))
-        self.running[self._workers.submit(_work, job, self._store)] = job
+        try:
+            self.running[self._workers.submit(_work, job, self._store)] = job
+        except BrokenProcessPool:  # a process has died since the last look; this job has not begun
+            if self.running:
+                self.suspects.append(job)
+                return
+            self._close()
+            self.start(job)
+
+    def _close(self) -> None:
+        self._workers = None
+        self._stack.close()
 
     def wait(self) -> list[tuple[Job, Record]]:
         """What has finished, after waiting a while for it; empty where nothing has, or a job is to be tried again."""
@@ -166,8 +177,7 @@ class _Running:
         broken = [job for future, job in self.running.items() if future not in finished or future.exception()]
         done = [(job, f.result()) for f, job in self.running.items() if f in finished and not f.exception()]
         self.running.clear()
-        self._workers = None
-        self._stack.close()
+        self._close()
         if alone or len(broken) == 1:
             return [*done, (broken[0], self._died(broken[0], RunDied()))]
         self.suspects += broken
@@ -188,6 +198,8 @@ class _Running:
 
         config = job.experiment.config()
         with self._store.lock(config):
+            if (finished := self._store.load(config)) is not None:
+                return finished  # another command has computed it meanwhile
             record = make_record(config, started_at=utc_now(), wall_s=0.0, error=str(error))
             self._store.write(config, record)
         return record

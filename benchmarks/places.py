@@ -96,7 +96,10 @@ def set_report(report: Report) -> None:
 def _start_worker(channel: Any, threads: int) -> None:
     import torch
 
+    from benchmarks.checkpoints import know_own_code
+
     _end_with_parent()
+    know_own_code()
     torch.set_num_threads(threads)
     set_report(channel.put)
 

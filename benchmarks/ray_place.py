@@ -194,10 +194,13 @@ def _task(tally: Any, folder: Path, threads: int, call: Callable[..., Any], argu
     """What a task does, on whichever node it runs."""
     import torch
 
+    from benchmarks.checkpoints import know_own_code
+
     try:
         os.chdir(folder)
     except OSError as error:
         raise UserError(f"a node does not have the folder {folder}; share it at the same path on all nodes") from error
+    know_own_code()
     torch.set_num_threads(threads)
     set_report(lambda units: tally.add.remote(units))
     return call(*arguments)

@@ -14,12 +14,12 @@ import safetensors
 import torch
 
 import methods
-from benchmarks.checkpoints import Partial, UnusableCheckpoint, remove_partial
+from benchmarks.checkpoints import Partial, UnusableCheckpoint, remove_left_behind, remove_partial
 from benchmarks.data import Feature
 from benchmarks.embedded import skimbench_home
 from benchmarks.evaluate import evaluate
 from benchmarks.experiment_data import evaluation_features, padding_id, training_features
-from benchmarks.experiments import Experiment, stage_work
+from benchmarks.experiments import Experiment, stage_work, starting_points
 from benchmarks.files import set_aside, writing
 from benchmarks.models import load_model
 from benchmarks.runs import Record, RunStore
@@ -32,37 +32,51 @@ from methods.recipes import FINE_TUNE
 log = logging.getLogger(__name__)
 
 Report = Callable[[float], None]
+TRAINED_ANEW = (
+    "%s: its weights were gone, and training it again came to a score of %.6g instead of %.6g (other code, or another "
+    "processor); its record is that of the new weights, and what started from the old ones should be run again "
+    "(`python -m benchmarks.runs verify` names it)"
+)
 
 
 def run(experiment: Experiment, store: RunStore, report: Report = lambda units: None) -> Record:
     """The record of an experiment, computing it if there is none; `report` is told units of work done."""
     record = store.run(experiment.config(), lambda: _compute(experiment, store, report))
-    if record["status"] == "ok":
-        remove_partial(record["config_hash"])
+    if record["status"] == "ok" and checkpoint_folder(experiment).is_dir():
+        remove_left_behind(record["config_hash"])
     return record
 
 
 def trained(experiment: Experiment, store: RunStore, report: Report = lambda units: None) -> TokenReducer:
-    """The trained reducer of an experiment, in eval mode; trained again where only its record is left."""
+    """The trained reducer of an experiment, in eval mode; trained again where the weights of its record are gone.
+
+    Other code or another processor may train another model then: the record is replaced where its score is another one.
+    """
     folder = checkpoint_folder(experiment)
     record = run(experiment, store, report)
     if record["status"] != "ok":
         raise RuntimeError(f"{experiment.label} failed before: {record['error']}")
-    if (reducer := _load(folder)) is not None:
+    if (reducer := _load(folder, record)) is not None:
         return reducer
     with store.lock(experiment.config()):
-        if (reducer := _load(folder, put_aside=True)) is None:
-            _compute(experiment, store, report)
+        record = store.settled(experiment.config()) or record
+        if (reducer := _load(folder, record, put_aside=True)) is None:
+            again = store.again(experiment.config(), lambda: _compute(experiment, store, report))
             remove_partial(record["config_hash"])
+            before, after = record["metrics"]["score"], again["metrics"]["score"]
+            if before != after:
+                log.warning(TRAINED_ANEW, experiment.label, after, before)
+                store.write(experiment.config(), again)
     return reducer or methods.load(str(folder)).eval()
 
 
-def _load(folder: Path, *, put_aside: bool = False) -> TokenReducer | None:
-    """The reducer in a folder, or None where there is none, or none that can be read."""
+def _load(folder: Path, record: Record, *, put_aside: bool = False) -> TokenReducer | None:
+    """The reducer in a folder, or None where there is none, none that can be read, or another than the record's."""
     if not folder.is_dir():
         return None
     try:
-        return methods.load(str(folder)).eval()
+        reducer = methods.load(str(folder)).eval()
+        return reducer if (reducer.config.facts or {}).get("score") == record["metrics"]["score"] else None
     except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         if put_aside:
             reason, kept = str(error).splitlines()[0], set_aside(folder).name
@@ -126,6 +140,7 @@ def _train_and_score(experiment: Experiment, store: RunStore, report: Report, pa
     _note(experiment, scores, reducer)
     _save(reducer, checkpoint_folder(experiment))
     return scores | {
+        "starts": starts(experiment, store),
         "training": history,
         "train_seconds": round(sum(stage["seconds"] for stage in history), 3),
         "options_after_training": dict(reducer.config.options),
@@ -183,7 +198,13 @@ def _score_turned(experiment: Experiment, store: RunStore, report: Report) -> di
     reducer.to(experiment.setting.compute.device)  # type: ignore[arg-type]  # as in `TokenReducer.around`
     reducer.sweep_to(experiment.turned)
     scores = _score(experiment, reducer, training_features(experiment)[1], report)
-    return scores | {"options": dict(reducer.config.options)}
+    return scores | {"starts": starts(experiment, store), "options": dict(reducer.config.options)}
+
+
+def starts(experiment: Experiment, store: RunStore) -> dict[str, float]:
+    """The score of each run that an experiment starts from, by hash: which training of it that was."""
+    found = {start.config().hash: store.settled(start.config()) for start in starting_points(experiment)}
+    return {name: record["metrics"]["score"] for name, record in found.items() if record}
 
 
 def _score(experiment: Experiment, reducer: TokenReducer, held_out: list[Feature], report: Report) -> dict[str, Any]:

@@ -169,12 +169,9 @@ class RunStore:
     opened_at: str = field(default_factory=utc_now)
 
     @classmethod
-    def open(
-        cls, results: Path = RESULTS, *, cut_short: bool = False, force: bool = False, retry_failed: bool = True
-    ) -> "RunStore":
-        """Open a command's store: `results`, or its scratch folder if the run is cut short or the tree is dirty."""
-        scratch = cut_short or bool(git_state()["dirty"])
-        return cls(results / "scratch" if scratch else results, force, retry_failed)
+    def open(cls, results: Path = RESULTS, *, force: bool = False, retry_failed: bool = True) -> "RunStore":
+        """Open a command's store: `results`, or its scratch folder if the tree is dirty."""
+        return cls(results / "scratch" if git_state()["dirty"] else results, force, retry_failed)
 
     @property
     def is_scratch(self) -> bool:
@@ -216,6 +213,17 @@ class RunStore:
             if (record := self.settled(config)) is None:
                 record = _execute(config, compute)
                 self.write(config, record)
+        return record
+
+    def again(self, config: RunConfig, compute: Callable[[], Mapping[str, Any]]) -> Record:
+        """A record of computing `config` once more, which is not written; whoever calls holds the run's lock.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        record = _execute(config, compute)
+        if record["status"] != "ok":
+            raise RuntimeError(record["error"])
         return record
 
     def write(self, config: RunConfig, record: Record) -> Path:

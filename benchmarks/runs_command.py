@@ -188,6 +188,22 @@ def _record_problems(store: RunStore, path: Path) -> Iterator[str]:
     else:
         if place != path:
             yield f"{path}: no command finds it here; move it to {place}"
+        yield from _other_starts(store, path, record)
+
+
+def _other_starts(store: RunStore, path: Path, record: Record) -> Iterator[str]:
+    """Where a run that this one started from has been trained again since, and came to another model."""
+    for name, score in ((record["metrics"] or {}).get("starts") or {}).items():
+        for start in store.root.glob(f"runs/*/{record['config']['task']}/*-{name}.json"):
+            try:
+                now = read_record(start)["metrics"]["score"]
+            except (CorruptRecord, TypeError):
+                continue  # named by itself, or of a failed run
+            if now != score:
+                yield (
+                    f"{path}: it started from a training of {start.name} that scored {score:.6g}; the record of that "
+                    f"has {now:.6g} now; run this one again with --force"
+                )
 
 
 # gc -------------------------------------------------------------------------------------------------------------------
@@ -238,7 +254,11 @@ def _leftover_checkpoints(done: set[str], recorded: set[str], *, weights: bool) 
             yield folder, "the run is finished" if folder.name in done else f"untouched for {FORGOTTEN_DAYS} days"
     if weights:
         for folder in sorted(path for path in partial.parent.glob("*-*") if path.is_dir()):
-            if _hash_of(folder) not in recorded:
+            if _age_s(folder) < _HOUR_S:
+                continue  # weights are written before their record
+            if folder.name.startswith("."):
+                yield folder, "left by a killed process"
+            elif _hash_of(folder) not in recorded:
                 yield folder, "weights without a record here; made again when needed"
 
 

@@ -247,7 +247,11 @@ def _frame(records: Sequence[Record]) -> pd.DataFrame:
 
 def _write(frame: pd.DataFrame, store: RunStore, profile: str, command: str) -> str:
     """Write the table as CSV and Markdown; returns the Markdown file's path."""
-    parts = ["# Twins trained as long as their methods", f"Command: `{command}`", frame.to_markdown(index=False, disable_numparse=True)]
+    parts = [
+        "# Twins trained as long as their methods",
+        f"Command: `{command}`",
+        frame.to_markdown(index=False, disable_numparse=True),
+    ]
     return str(write_table(store.root / "tables", f"twins-{profile}", frame, parts)[-1])
 
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 
 from benchmarks import places, running, runs
 from benchmarks.errors import UserError
-from benchmarks.executor import Job, execute
+from benchmarks.executor import Job, _Running, execute
 from benchmarks.places import Local, RunDied, _Pool
 from benchmarks.ray_place import RayCluster
 from benchmarks.runs import RunConfig, RunStore
@@ -130,6 +131,30 @@ def test_only_the_run_that_kills_its_process_fails(tmp_path, deadly):
     assert "the process died (out of memory?); use fewer --jobs" in record["error"]
     assert finished(jobs, RunStore(store.root, retry_failed=False), 2) == expected
     assert len(list(store.root.rglob("*.json"))) == 5
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_processes_that_die_between_two_starts_fail_no_run(tmp_path, monkeypatch, times):
+    """`submit` itself says so then, once before anything runs, or beside a run that is lost, too."""
+    submit, calls = _Pool.submit, []
+
+    def breaking(self, *arguments):
+        calls.append(1)
+        if len(calls) == times:
+            raise BrokenProcessPool("a process was terminated abruptly")
+        return submit(self, *arguments)
+
+    monkeypatch.setattr(_Pool, "submit", breaking)
+    jobs = [Job(experiment=Fake(n, tmp_path / "notes")) for n in (1, 2, 3)]
+    assert finished(jobs, RunStore(tmp_path / "r"), 2) == dict.fromkeys((1, 2, 3), "ok")
+
+
+def test_a_lost_run_that_another_command_has_finished_is_not_a_failed_one(tmp_path):
+    store, job = RunStore(tmp_path / "r"), Job(experiment=Fake(1, tmp_path / "notes"))
+    record = store.run(job.experiment.config(), job.experiment.compute)
+    with _Running(Local(1), lambda units: None, store) as workers:
+        assert workers._died(job, RunDied()) == record
+    assert store.load(job.experiment.config()) == record
 
 
 def test_a_cluster_without_the_extra_says_how_to_install_it(tmp_path, monkeypatch):

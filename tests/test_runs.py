@@ -217,13 +217,10 @@ def test_a_folder_that_cannot_be_written_is_one_sentence_before_anything_is_comp
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("dirty", "cut_short", "scratch"),
-    [(False, False, False), (True, False, True), (False, True, True), (None, False, False)],
-)
-def test_scratch_for_dirty_trees_and_runs_cut_short(tmp_path, monkeypatch, dirty, cut_short, scratch) -> None:
+@pytest.mark.parametrize(("dirty", "scratch"), [(False, False), (True, True), (None, False)])
+def test_scratch_for_dirty_trees(tmp_path, monkeypatch, dirty, scratch) -> None:
     monkeypatch.setattr(runs, "git_state", lambda: {"revision": "abc", "dirty": dirty})
-    store = RunStore.open(tmp_path, cut_short=cut_short)
+    store = RunStore.open(tmp_path)
     assert store.is_scratch == scratch and store.root == (tmp_path / "scratch" if scratch else tmp_path)
 
 

@@ -127,11 +127,15 @@ def test_gc_leaves_what_a_running_command_works_on(root):
 def test_gc_of_failed_runs_and_of_weights_is_asked_for(root, tmp_path):
     weights = tmp_path / "home" / "checkpoints"
     ours, others = weights / f"rte-ltp-{config().hash}", weights / "rte-ltp-ffffffffffff"
-    for folder in (ours, others):
+    fresh, left = weights / "rte-ltp-eeeeeeeeeeee", weights / f".rte-ltp-{config().hash}.77"
+    for folder in (ours, others, fresh, left):
         folder.mkdir(parents=True)
+    for folder in (ours, others, left):
+        os.utime(folder, OLD)
     assert call(root, "gc") == 0 and others.is_dir() and len(list(root.rglob("*.json"))) == 3
     assert call(root, "gc", "--failed", "--weights") == 0
-    assert ours.is_dir() and not others.exists() and len(list(root.rglob("*.json"))) == 2
+    assert ours.is_dir() and fresh.is_dir() and not others.exists() and not left.exists()
+    assert len(list(root.rglob("*.json"))) == 2
 
 
 def test_the_module_is_the_command(root):
