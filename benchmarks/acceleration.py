@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 import methods
-from benchmarks.data import LABELS, Feature, batches, collate
+from benchmarks.data import LABELS, Feature, batches, collate, count_texts
+from benchmarks.environment import machine
 from benchmarks.evaluate import Evaluation, evaluate
 from benchmarks.experiment_data import evaluation_features, padding_id, training_features
 from benchmarks.experiments import Experiment, Setting, plan, work
@@ -91,7 +92,13 @@ def accelerate(goal: Goal, store: RunStore, progress: RunProgress) -> Outcome:
         experiment.config(),
         kind=KIND,
         options=reducer.options.recorded(),
-        extra={"trained": experiment.config().hash, "target_speedup": goal.target, "trials": len(points)},
+        extra={
+            "trained": experiment.config().hash,
+            "target_speedup": goal.target,
+            "trials": len(points),
+            "threads": torch.get_num_threads(),
+            "machine": machine(goal.setting.compute.device),
+        },
     )
     record = store.run(config, lambda: _compare(goal, dense, reducer, chosen, points))
     return Outcome(reducer=reducer, points=points, record=record)
@@ -197,9 +204,10 @@ def _compare(
 def _timed(
     goal: Goal, dense: TokenReducer, reducer: TokenReducer, features: list[Feature], size: int
 ) -> dict[str, Any]:
-    """Milliseconds per text in batches of `size`: the stock model with padding, dense without, reduced."""
+    """Milliseconds per text, all its windows, in batches of `size`: stock with padding, dense without, reduced."""
     compute, pad_id = goal.setting.compute, padding_id(goal.model)
-    chosen = features[: TIMED_TEXTS[size]]
+    chosen = [feature for feature in features if feature["index"] < TIMED_TEXTS[size]]
+    texts = count_texts(chosen)
     whole = (compute.place(collate(chunk, pad_id)) for chunk in batches(chosen, size))
     made = [{name: tensor for name, tensor in batch.items() if name not in LABELS} for batch in whole]
     stock = dense.model.eval()
@@ -213,8 +221,8 @@ def _timed(
         samples = interleave(runs, rounds=ROUNDS, device=compute.device)
     seconds = {name: one.wall_s for name, one in samples.items()}
     return {
-        "texts": len(chosen),
-        "ms_per_text": {name: 1000 * statistics.median(one) / len(chosen) for name, one in seconds.items()},
+        "texts": texts,
+        "ms_per_text": {name: 1000 * statistics.median(one) / texts for name, one in seconds.items()},
         "speedup": ratio_range(seconds["dense"], seconds["reduced"]),
         "speedup_over_stock": ratio_range(seconds["stock"], seconds["reduced"]),
     }

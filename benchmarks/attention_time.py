@@ -15,11 +15,11 @@ def measure(store: RunStore) -> Record:
     """Attention of one text of BERT-base's width, with and without the scores, on one thread."""
     import torch
 
-    from benchmarks.environment import environment
+    from benchmarks.environment import machine
     from benchmarks.timing import Ratio, interleave
 
     torch.set_num_threads(1)
-    extra = {"tokens": TOKENS, "threads": 1, "machine": environment()["cpu"]["model"]}
+    extra = {"tokens": TOKENS, "threads": 1, "machine": machine("cpu")}
     config = RunConfig(
         kind=KIND, task="random_texts", method="scores", backbone="bert-base", data={}, seed=0, extra=extra
     )

@@ -210,6 +210,11 @@ def tokenize(
     return features
 
 
+def count_texts(features: Sequence[Feature]) -> int:
+    """How many texts or pairs are among features; windows of one context are one."""
+    return len({feature["index"] for feature in features})
+
+
 def _feature(encoded: BatchEncoding, i: int, spans: list[Sequence[Sequence[int]]]) -> Feature:
     """The i-th feature of a tokenised chunk, its row and label still to be set; `spans` is empty or one per text."""
     encoding = encoded[i]

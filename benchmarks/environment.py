@@ -37,6 +37,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def machine(device: str) -> str:
+    """The model of what computes on `device`, "cpu" or "cuda": times of one machine are not those of another."""
+    described = _fixed_part()
+    return described["cuda"]["device"] if device == "cuda" else described["cpu"]["model"]
+
+
 def git_state() -> dict[str, Any]:
     """Return `{"revision": 12 hex digits or None, "dirty": bool or None}` of the checkout; both None outside git.
 

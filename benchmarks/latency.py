@@ -13,7 +13,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +48,7 @@ class Bench:
     model: PreTrainedModel
     identity: str
     methods: tuple[str, ...]
-    reducers: tuple[tuple[Path, TokenReducer], ...]
+    reducers: Mapping[str, TokenReducer]  # by the key of their subject
     schedules: tuple[str, ...]
     paddings: tuple[str, ...]
     rounds: int
@@ -62,11 +62,10 @@ class Bench:
 
     def config(self, texts: Texts) -> RunConfig:
         """All that decides what is timed, the machine's kind included."""
-        from benchmarks.environment import environment
+        from benchmarks.data import count_texts
+        from benchmarks.environment import machine
 
         ids = json.dumps([feature["input_ids"] for feature in texts.features])
-        described = environment()
-        machine = described["cuda"]["device"] if self.device == "cuda" else described["cpu"]["model"]
         return RunConfig(
             kind=KIND,
             task=self.task.name,
@@ -75,7 +74,7 @@ class Bench:
             data={
                 "source": self.source.kind,
                 "revision": self.task.revision,
-                "texts": len(texts.features),
+                "texts": count_texts(texts.features),
                 "sha256": hashlib.sha256(ids.encode()).hexdigest()[:16],
             },
             seed=None,
@@ -85,12 +84,12 @@ class Bench:
             extra={
                 "batch_size": texts.batch_size,
                 "methods": self.methods,
-                "reducers": [_name(folder, reducer) for folder, reducer in self.reducers],
+                "reducers": list(self.reducers),
                 "schedules": self.schedules,
                 "paddings": self.paddings,
                 "rounds": self.rounds,
                 "threads": self.threads,
-                "machine": machine,
+                "machine": machine(self.device),
                 **({"peers": self.peers} if self.peers else {}),
                 **({"times_only": True} if self.times_only else {}),
             },
@@ -260,7 +259,7 @@ def bench_of(arguments: argparse.Namespace, task_name: str) -> Bench:
         model=model,
         identity=identity,
         methods=() if reducers else _methods(arguments.methods, task),
-        reducers=tuple(reducers),
+        reducers={_key(*one): one[1] for one in reducers},
         schedules=() if reducers else tuple(dict.fromkeys(arguments.schedule)),
         paddings=tuple(padding for padding in PADDINGS if padding in arguments.padding),
         rounds=arguments.rounds,
@@ -346,8 +345,11 @@ def _tokens(reducers: Sequence[tuple[Path, TokenReducer]], model: ModelRef, *, n
     return first
 
 
-def _name(folder: Path, reducer: TokenReducer) -> str:
-    return f"{reducer.method_name}@{folder.name}"
+def _key(folder: Path, reducer: TokenReducer) -> str:
+    """Tells a saved reducer from all others, those of the same folder at another time included; its name is the end."""
+    from benchmarks.models import saved_identity
+
+    return f"{reducer.method_name}@{saved_identity(folder)}/{folder.name}"
 
 
 def _introduction(bench: Bench) -> str:

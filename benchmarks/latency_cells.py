@@ -14,6 +14,7 @@ TEXTS = "orange_20news"  # the longest that are embedded
 LIGHT = ("transkimmer", "tr_bert", "lot", "deebert", "pabee")  # decide by hidden states
 RANKING = ("power_bert", "lat", "ltp", "top")  # decide by attention received
 SCHEDULES, DTYPES = ("2x", "4x", "6x"), ("float32", "bfloat16")
+ON = {"task": TEXTS, "source": "embedded", "backbone": latency.RANDOM_SHAPE}  # what every cell of texts is timed on
 ATTENTION, TRAINING = "attention", "training"
 GPU_SHAPES, GPU_ROUNDS = ((32, 128), (128, 128), (32, 512), (128, 512)), 5  # texts, tokens of the longest
 GPU_LEAST = 0.80  # realisation of every method
@@ -25,8 +26,8 @@ class Cell:
 
     Attributes:
         name: as `--measure` takes it. title: as tables print it. arguments: of the command that measures it.
-        device: that it is measured on. finds: fields of a record's configuration, "extra" among them, that make it the
-            cell's.
+        device: that it is measured on. finds: fields of a record's configuration, "data" and "extra" among them, that
+            make it the cell's.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Cell:
     def has(self, record: Record) -> bool:
         """Whether a record is one of this cell."""
         config = record["config"]
-        fields = config | config["extra"]
+        fields = config | config["data"] | config["extra"]
         known = (config["kind"], config["device"]) == (self.kind, self.device)
         return known and all(fields.get(name) == value for name, value in self.finds.items())
 
@@ -77,7 +78,8 @@ def cells() -> dict[str, Cell]:
     found = []
     shared: tuple[str, ...] = ("--tasks", TEXTS, "--threads", "1", "--device", "cpu", "--padding", "batch", "none")
     shared += ("--methods", *LIGHT, *RANKING, "--rounds", "3")
-    single: dict[str, Any] = {
+    single: dict[str, Any] = ON | {
+        "texts": 8,
         "batch_size": 1,
         "max_length": 128,
         "threads": 1,
@@ -102,7 +104,9 @@ def cells() -> dict[str, Cell]:
                         name=f"batch{size}-{dtype}-{schedule}",
                         title=f"batch {size} x {length}, {dtype}",
                         arguments=(*shared, *own, "--dtype", dtype, "--schedule", schedule, "--times-only"),
-                        finds={
+                        finds=ON
+                        | {
+                            "texts": size,
                             "batch_size": size,
                             "max_length": length,
                             "threads": 1,
@@ -140,7 +144,7 @@ def _gpu_cell(shape: tuple[int, int]) -> Cell:
         title=f"batch {size} x {length}, bfloat16, GPU",
         arguments=(*texts, *how, *what),
         device="cuda",
-        finds={"batch_size": size, "max_length": length, "dtype": "bfloat16"},
+        finds=ON | {"texts": size, "batch_size": size, "max_length": length, "dtype": "bfloat16"},
     )
 
 

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import latency_subjects
 from benchmarks.bare import record
-from benchmarks.data import load_rows, pad_token_id, tokenize
+from benchmarks.data import count_texts, load_rows, pad_token_id, tokenize
 from benchmarks.environment import version
 from benchmarks.latency_peers import PACKAGES, peer_subjects
 from benchmarks.latency_subjects import STOCK, UNPADDED, Subject, Texts
@@ -26,13 +26,13 @@ BARE = "bare "
 
 
 def texts_of(bench: Bench, batch_size: int) -> Texts:
-    """Random texts of the task's evaluation split: two batches, or as many as asked for."""
+    """Random texts of the task's evaluation split, all their windows: two batches, or as many as asked for."""
     count = bench.texts or max(2 * batch_size, LEAST_TEXTS)
     tokenizer = load_tokenizer(bench.tokens)
     rows = load_rows(bench.task, bench.task.eval_splits[0], bench.source, max_samples=count)
     features = tokenize(rows, bench.task, tokenizer, max_length=bench.task.sequence_length)
     return Texts(
-        features=features[:count],
+        features=features,
         pad_id=pad_token_id(tokenizer),
         batch_size=batch_size,
         sequence_length=bench.task.sequence_length,
@@ -46,8 +46,8 @@ def subjects_of(bench: Bench, texts: Texts) -> Iterator[Subject]:
     yield latency_subjects.unpadded_subject(bench.model, texts)
     if bench.peers:
         yield from peer_subjects(bench.peers, bench.model, texts)
-    for folder, reducer in bench.reducers:
-        yield latency_subjects.trained_subject(folder, reducer, texts)
+    for key, reducer in bench.reducers.items():
+        yield latency_subjects.trained_subject(key, reducer, texts)
     for schedule in bench.schedules:
         for name in bench.methods:
             yield latency_subjects.forced_subject(name, bench.model, texts, schedule)
@@ -83,7 +83,7 @@ def compute(bench: Bench, texts: Texts, *, quiet: bool) -> dict[str, Any]:
         }
     lengths = texts.lengths
     return {
-        "texts": len(lengths),
+        "texts": count_texts(texts.features),
         "tokens": int(lengths.sum()),
         "longest": int(lengths.max()),
         "load_average": [round(value, 2) for value in os.getloadavg()],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,7 +59,7 @@ class Subject:
 
     Attributes:
         key: unique in its cell. method: its registered name, "dense" for all dense ones. title: as tables print it.
-        schedule: the speed-up asked for ("4x"), "trained", or "" where there is none.
+        schedule: as asked for ("4x", "1,0.8,0.5"), "trained", or "" where there is none.
         padding: that it computes: "none", "batch", "sorted" (batches of similar length) or "sequence".
         run: the pass. macs: multiply-adds of one, counted as `benchmarks.flops` says.
         shares: of tokens that the schedule computes per layer; empty for none.
@@ -129,13 +128,13 @@ def forced_subject(name: str, model: PreTrainedModel, texts: Texts, schedule: st
     ]
     work = list(zip([batch for _, batch in batches], tables, strict=True))
     run = passes(lambda one: forced.run(*one), work)
-    return _reduced(reducer, run, schedule=f"{speedup:g}x" if speedup else "shares", shares=shares)
+    return _reduced(reducer, run, schedule=schedule, shares=shares)
 
 
-def trained_subject(folder: Path, reducer: TokenReducer, texts: Texts) -> Subject:
+def trained_subject(key: str, reducer: TokenReducer, texts: Texts) -> Subject:
     """A trained reducer as it is."""
     run = passes(lambda batch: reducer(**batch), [batch for _, batch in texts.batches()])
-    return replace(_reduced(reducer, run, schedule="trained"), key=f"{reducer.method_name}@{folder.name}")
+    return replace(_reduced(reducer, run, schedule="trained"), key=key)
 
 
 def _reduced(

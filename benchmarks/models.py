@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.errors import UserError
+from benchmarks.plain import content_hash
 from benchmarks.tasks import Task
 
 if TYPE_CHECKING:
@@ -103,6 +104,12 @@ def beside_reducer(folder: Path, reducer: TokenReducer, model: ModelRef, *, name
             f"the reducer has {vocabulary:,}; name the model that it was trained from with --model"
         )
     return model
+
+
+def saved_identity(folder: Path) -> str:
+    """What a reducer that `save_pretrained` wrote is: 12 digits of its configuration, options included, and weights."""
+    files = (folder / "config.json", *sorted(folder.glob("*.safetensors")))
+    return content_hash([_sha256(file) for file in files])
 
 
 def find_model(name: str) -> ModelRef:

@@ -83,7 +83,7 @@ def row_seconds(experiment: Experiment, jobs: int) -> float:
     """Seconds of a forward pass of the dense model per row, with the threads that one of `jobs` processes has."""
     import torch
 
-    from benchmarks.data import collate
+    from benchmarks.data import collate, count_texts
     from benchmarks.evaluate import BATCH_SIZE
     from benchmarks.experiment_data import evaluation_features, padding_id
     from benchmarks.models import load_model
@@ -96,10 +96,10 @@ def row_seconds(experiment: Experiment, jobs: int) -> float:
     torch.set_num_threads(max(1, available_cores() // jobs))
     try:
         with torch.inference_mode(), compute.autocast():
-            reducer(**batch)
+            float(reducer(**batch).loss)  # a device is waited for: it must not warm up while the clock runs
             began = time.perf_counter()
             float(reducer(**batch).loss)
-            return (time.perf_counter() - began) / len({feature["index"] for feature in features})
+            return (time.perf_counter() - began) / count_texts(features)
     finally:
         torch.set_num_threads(threads)
 

@@ -244,7 +244,7 @@ def taken(arguments: argparse.Namespace, store: RunStore) -> Record:
 
     import methods
     from benchmarks.cli import chosen_device
-    from benchmarks.environment import environment
+    from benchmarks.environment import machine
     from benchmarks.latency import RANDOM_SHAPE
     from benchmarks.strategy import check_methods
     from benchmarks.train import Compute
@@ -255,7 +255,6 @@ def taken(arguments: argparse.Namespace, store: RunStore) -> Record:
     names = arguments.methods or [name for name in methods.available() if name != "random"]
     skipped = {"dense", *(name for name in names if "single_text" in methods.lookup(name).traits.unsupported)}
     names = [name for name in dict.fromkeys(names) if name not in skipped]
-    described = environment()
     config = RunConfig(
         kind=KIND,
         task="random_texts",
@@ -270,7 +269,7 @@ def taken(arguments: argparse.Namespace, store: RunStore) -> Record:
             "methods": names,
             "rounds": arguments.rounds,
             "threads": torch.get_num_threads(),
-            "machine": described["cuda"]["device"] if device == "cuda" else described["cpu"]["model"],
+            "machine": machine(device),
         },
     )
 

@@ -14,10 +14,12 @@ import transformers
 import methods
 from benchmarks import accelerate, acceleration, experiment_data
 from benchmarks.cli import run_command
+from benchmarks.environment import machine
 from benchmarks.own_rows import own_task
 from benchmarks.runs import load_runs
 from benchmarks.speed_search import NEAR, Point, choose, search
-from benchmarks.timing import ratio_range
+from benchmarks.timing import Samples, ratio_range
+from benchmarks.train import Compute
 from tests.small_world import BAD, GOOD, NEUTRAL, write_model, write_questions, write_sentences
 from tests.test_own_rows import rows_of, write
 
@@ -63,6 +65,34 @@ def test_among_those_near_the_target_the_best_score_is_chosen():
 
 def test_a_speedup_has_the_range_of_its_rounds():
     assert ratio_range([4.0, 9.0, 2.0], [2.0, 3.0, 2.0]) == {"median": 2.0, "lowest": 1.0, "highest": 3.0}
+
+
+def test_the_time_of_a_text_is_that_of_all_its_windows(monkeypatch):
+    """Four windows each; the stopwatch says two seconds for every pass."""
+    passes: dict[str, int] = {}
+    features = [{"index": i // 4, "input_ids": [2, 5, 3], "label": 0, "truncated": False} for i in range(4 * 200)]
+
+    def way(name):
+        def run(**batch):
+            passes[name] = passes.get(name, 0) + len(batch["input_ids"])
+
+        return run
+
+    def stopwatch(runs, **_):
+        for run in runs.values():
+            run()
+        return {name: Samples([2.0], [2.0]) for name in runs}
+
+    monkeypatch.setattr(acceleration, "interleave", stopwatch)
+    monkeypatch.setattr(acceleration, "padding_id", lambda model: 0)
+    dense, reduced = way("dense"), way("reduced")
+    dense.model = SimpleNamespace(eval=lambda: way("stock"))
+    goal = SimpleNamespace(setting=SimpleNamespace(compute=Compute()), model=None)
+    for size, texts in acceleration.TIMED_TEXTS.items():
+        passes.clear()
+        said = acceleration._timed(goal, dense, reduced, features, size)
+        assert said["texts"] == texts and set(passes.values()) == {4 * texts}
+        assert said["ms_per_text"] == dict.fromkeys(("stock", "dense", "reduced"), 2000 / texts)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -183,7 +213,7 @@ def test_what_was_not_met_is_said_as_it_is(speedups, said):
     assert accelerate.shortfall(goal, outcome) == f"{said} the rows to score on"
 
 
-def test_a_learned_method_is_trained_once_per_trial_and_never_again(world, capsys):
+def test_a_learned_method_is_trained_once_per_trial_and_never_again(world, capsys, monkeypatch):
     arguments = ("--target-speedup", "1.3", "--trials", "2", "--method", "power_bert", "--json")
     status = call(world, *arguments)
     first = json.loads(capsys.readouterr().out)
@@ -193,6 +223,18 @@ def test_a_learned_method_is_trained_once_per_trial_and_never_again(world, capsy
     assert call(world, *arguments) == status
     second = json.loads(capsys.readouterr().out)
     assert second["trials"] == first["trials"] and second["time"] == first["time"]  # read from the record
+    monkeypatch.setattr(acceleration, "machine", lambda device: "another one")
+    assert call(world, *arguments) == status
+    third = json.loads(capsys.readouterr().out)
+    assert third["trials"] == first["trials"] and third["record"] != first["record"]  # times are of this machine
+    extra = {record["config"]["extra"]["machine"]: record["config"]["extra"] for record in compared(world)}
+    assert extra.keys() == {machine("cpu"), "another one"} and {one["threads"] for one in extra.values()} == {
+        torch.get_num_threads()
+    }
+
+
+def compared(world) -> list[dict]:
+    return [json.loads(path.read_text()) for path in (world / "r").rglob("runs/accelerate/**/*.json")]
 
 
 def test_a_dry_run_says_how_the_rows_are_read(world, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,9 +15,13 @@ import methods
 from benchmarks import latency, latency_profile
 from benchmarks.bare import record
 from benchmarks.cli import run_command
+from benchmarks.data import DataSource, load_rows, tokenize
 from benchmarks.forced import Forced, geometric
+from benchmarks.models import find_model, load_tokenizer, saved_identity
+from benchmarks.runs import RunStore
+from benchmarks.tasks import get_task
 from benchmarks.timing import Ratio, interleave, peak_memory_bytes
-from tests.small_world import write_model, write_sentences
+from tests.small_world import write_model, write_questions, write_sentences
 from tests.tiny import batch_for, make_batch, tiny_model, tiny_reducer
 
 SPARSE = [name for name in methods.available() if name not in ("dense", "deformer")]
@@ -181,13 +186,56 @@ def test_the_command_writes_records_a_table_and_a_figure_and_measures_once(world
     assert before == {path: path.read_bytes() for path in records}
 
 
-def test_trained_reducers_are_timed_as_they_are(world, capsys):
+def taken(*arguments: str) -> dict:
+    """The record of one batch size, measured if there is none; --times-only."""
+    parsed = latency.parser().parse_args([*ARGUMENTS, "--texts", "4", "--rounds", "1", "--times-only", *arguments])
+    (record,), failures = latency.taken(parsed, RunStore(Path("r")), quiet=True)
+    assert not failures
+    return record
+
+
+def test_trained_reducers_are_timed_as_they_are(world):
     torch.manual_seed(0)
     tiny_reducer("ltp").float().save_pretrained(world / "pruner")
-    assert run_command(latency.main, [*ARGUMENTS, "--reducer", "pruner", "--batch-sizes", "2", "--rounds", "1"]) == 0
-    (path,) = (world / "r").rglob("interleaved-*.json")
-    subjects = json.loads(path.read_text())["metrics"]["subjects"]
-    assert [subject["key"] for subject in subjects][-1] == "ltp@pruner" and subjects[-1]["schedule"] == "trained"
+    record = taken("--reducer", "pruner", "--batch-sizes", "2")
+    own = record["metrics"]["subjects"][-1]
+    assert own["key"] == f"ltp@{saved_identity(world / 'pruner')}/pruner" and own["schedule"] == "trained"
+    assert record["config"]["extra"]["reducers"] == [own["key"]]
+
+
+def test_reducers_of_one_name_are_subjects_of_their_own_and_another_one_in_the_folder_is_timed_anew(world):
+    """One whose weights are the same, too: an option of it may have been turned."""
+    reducer = tiny_reducer("deebert").float()
+    for folder, threshold in (("a", 0.2), ("b", 0.4)):
+        reducer.set_options(threshold=threshold)
+        reducer.save_pretrained(world / folder / "faster")
+    both = taken("--batch-sizes", "2", "--reducer", "a/faster", "b/faster")
+    keys = [subject["key"] for subject in both["metrics"]["subjects"] if subject["method"] == "deebert"]
+    assert len(set(keys)) == 2 and all(key.endswith("/faster") for key in keys)
+    first = taken("--batch-sizes", "2", "--reducer", "a/faster")
+    assert taken("--batch-sizes", "2", "--reducer", "a/faster") == first
+    torch.nn.init.zeros_(next(reducer.parameters()))
+    reducer.set_options(threshold=0.2)
+    reducer.save_pretrained(world / "a" / "faster")
+    assert taken("--batch-sizes", "2", "--reducer", "a/faster")["config_hash"] != first["config_hash"]
+
+
+def test_shares_of_several_schedules_are_subjects_of_their_own(world):
+    record = taken("--batch-sizes", "2", "--methods", "ltp", "--schedule", "1,0.9,0.8", "1,0.4,0.2")
+    light, strong = record["metrics"]["subjects"][-2:]
+    assert light["macs"] > strong["macs"] and light["wall_s"] != strong["wall_s"]
+    assert [one["schedule"] for one in (light, strong)] == ["1,0.9,0.8", "1,0.4,0.2"]
+
+
+def test_a_text_of_several_windows_is_one_text(world):
+    data = write_questions(world / "asked", rows=40)
+    asked = ("--data-dir", str(data), "--tasks", "squad_v2", "--max-length", "24", "--texts", "6")
+    record = taken(*asked, "--batch-sizes", "4", "--methods", "ltp", "--schedule", "1.2x")
+    task = get_task("squad_v2", data)
+    rows = load_rows(task, "validation", DataSource("data_dir", data), max_samples=6)
+    features = tokenize(rows, task, load_tokenizer(find_model("model")), max_length=24)
+    assert len(features) > 6 == record["metrics"]["texts"] == record["config"]["data"]["texts"]
+    assert record["metrics"]["tokens"] == sum(len(feature["input_ids"]) for feature in features)
 
 
 def test_texts_are_read_by_the_tokenizer_beside_a_reducer(world, capsys, monkeypatch):

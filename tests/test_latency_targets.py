@@ -11,17 +11,18 @@ import torch
 
 from benchmarks import attention_time, latency_targets, runs
 from benchmarks.cli import run_command
+from benchmarks.environment import PROJECT_ROOT
 from benchmarks.latency_cells import Cell, cells, judged, newest
 from benchmarks.runs import RunConfig, RunStore, make_record
 from tests.small_world import write_model, write_sentences
 
 
 def record_of(cell, *, started_at="2026-01-01", status="ok", subjects=(), metrics=None, **changes):
-    fields = dict(cell.finds) | changes
-    known = {name: fields.pop(name) for name in ("dtype", "max_length") if name in fields} | {"device": cell.device}
-    config = RunConfig(
-        kind=cell.kind, task="sst2", method="interleaved", backbone="b", data={}, seed=None, extra=fields, **known
-    )
+    fields = {"task": "random_texts", "backbone": "b"} | cell.finds | changes
+    known = {name: fields.pop(name) for name in ("task", "backbone", "dtype", "max_length") if name in fields}
+    data = {name: fields.pop(name) for name in ("source", "texts") if name in fields}
+    known |= {"device": cell.device, "data": data}
+    config = RunConfig(kind=cell.kind, method="interleaved", seed=None, extra=fields, **known)
     if status != "ok":
         return config, make_record(config, started_at=started_at, wall_s=1.0, error="it broke")
     given = {"subjects": list(subjects)} if metrics is None else metrics
@@ -81,6 +82,21 @@ def test_records_of_a_gpu_and_of_a_cpu_are_of_different_cells(tmp_path):
     alike = replace(cells()["batch32-bfloat16-2x"], finds={**on_gpu.finds})
     _, record = record_of(on_gpu)
     assert on_gpu.has(record) and not alike.has(record)
+
+
+@pytest.mark.parametrize("other", [{"task": "synthetic_pair"}, {"backbone": "sha256:0"}, {"source": "x"}, {"texts": 2}])
+@pytest.mark.parametrize("name", ["batch1", "batch8-float32-2x", "gpu-batch32x128"])
+def test_the_same_shape_on_other_texts_or_weights_is_no_record_of_a_cell(name, other):
+    cell = cells()[name]
+    assert cell.has(record_of(cell)[1]) and not cell.has(record_of(cell, **other)[1])
+
+
+def test_the_published_table_is_judged_by_the_published_records():
+    table = pd.read_csv(PROJECT_ROOT / "results" / "tables" / "latency_targets.csv", keep_default_na=False)
+    found = {name: newest(PROJECT_ROOT / "results", cell) for name, cell in cells().items()}
+    rows = [row for name, record in found.items() if record for row in judged(cells()[name], record)]
+    assert [row.record for row in rows] == list(table["records"])
+    assert [f"{row.value:.2f}" for row in rows] == [f"{value:.2f}" for value in table["Wall"]]
 
 
 def test_without_a_gpu_its_cells_are_left_out_and_the_command_for_them_is_said(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import replace
@@ -13,6 +14,7 @@ import transformers
 from benchmarks import accelerate, glue
 from benchmarks.cli import run_command
 from benchmarks.errors import UserError
+from benchmarks.hub import hub_is_reachable
 from benchmarks.models import check_reachable, find_model, folder_model, load_model, load_tokenizer, replaced_head
 from benchmarks.tasks import TASKS
 from tests.small_world import write_model, write_sentences
@@ -97,3 +99,12 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     check_reachable(ref)
     assert len(asked) == 2
+
+
+def test_without_network_the_hub_is_there_as_far_as_the_cache_is(monkeypatch):
+    """HF_HUB_OFFLINE says so also where somebody would answer."""
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: contextlib.nullcontext())
+    for cached, offline, there in ((None, False, True), (None, True, False), ("config.json", True, True)):
+        monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, found=cached, **__: found)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        assert hub_is_reachable() is there

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import methods
-from benchmarks import glue, pareto
+from benchmarks import glue, pareto, pareto_forecast
 from benchmarks.cli import open_session, parser, run_command
 from benchmarks.comparable import Comparison, read_comparisons
 from benchmarks.experiments import Experiment
 from benchmarks.pareto_rows import UNPADDED, hypervolumes, pareto_rows, reported_rows
 from benchmarks.pareto_runs import planned, setting_text, spread
 from benchmarks.pareto_search import SpeedSearch
-from benchmarks.runs import RunConfig, RunStore, make_record
 from benchmarks.speed_search import NEAR
 from benchmarks.tasks import TASKS
+from benchmarks.train import Compute
 from tests.small_world import write_model, write_sentences
 from tests.written_records import write_record
 
@@ -325,38 +326,38 @@ def test_printed_points_are_those_of_the_paper_s_own_convention(tmp_path):
     assert {row["method"] for row in rows} == {"transkimmer"}  # the others' speed-ups are of time
 
 
-def timed(results: Path, trained: str, *, machine: str = "A", started_at: str = "2026-01-02") -> None:
-    """A record of `benchmarks.latency` in which the run `trained` is 1.5 times as fast as dense without padding."""
-    against = {"none": {"flops": 2.0, "wall": [1.5, 1.4, 1.6]}}
-    subjects = [{"key": "dense-unpadded", "against": against}, {"key": f"lat@sst2-lat-{trained}", "against": against}]
-    extra = {"machine": machine, "batch_size": 32, "paddings": ["none"], "threads": 1}
-    config = RunConfig(
-        kind="latency", task="sst2", method="interleaved", backbone="b", data={}, seed=None, max_length=64, extra=extra
-    )
-    record = make_record(config, started_at=started_at, wall_s=1.0, metrics={"subjects": subjects})
-    RunStore(results).write(config, record)
+class Lazy:
+    """A reducer on a device that works on after its call: only who reads the loss waits for it."""
+
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+
+    def __call__(self, **batch: object) -> SimpleNamespace:
+        self.events.append("begun")
+        return SimpleNamespace(loss=self)
+
+    def __float__(self) -> float:
+        self.events.append("done")
+        return 0.5
+
+    def eval(self) -> Lazy:
+        return self
+
+    def to(self, device: str) -> None:
+        pass
 
 
-def test_measured_times_stand_beside_where_there_are_any(tmp_path, capsys):
-    write_record(tmp_path, "dense", score=0.9, speedup=1.0, task="sst2")
-    record = write_record(tmp_path, "lat", score=0.88, speedup=2.0, task="sst2")
-    timed(tmp_path, record["config_hash"])
-    timed(tmp_path, record["config_hash"], machine="B", started_at="2026-01-01")
-    assert run_command(pareto.main, ["--from-records", "--results", str(tmp_path), "--quiet"]) == 0
-    dense, row = pd.read_csv(tmp_path / "tables" / "pareto-sst2-time.csv").to_dict("records")
-    assert (dense["method"], dense["speedup"], dense["score"]) == ("dense", 1.0, 90.0)
-    assert (row["speedup"], row["speedup_low"], row["speedup_high"], row["score"]) == (1.5, 1.4, 1.6, 88.0)
-    assert row["machine"] == "A" and row["batch_size"] == 32 and row["flops_speedup"] == 2.0
-    assert "Batch of 32, dense unpadded" in (tmp_path / "figures" / "pareto-sst2-time.svg").read_text()
-
-
-def test_times_of_runs_that_are_gone_draw_nothing(tmp_path):
-    write_record(tmp_path, "dense", score=0.9, speedup=1.0, task="sst2")
-    write_record(tmp_path, "lat", score=0.88, speedup=2.0, task="sst2")
-    timed(tmp_path, "0123456789ab")
-    assert run_command(pareto.main, ["--from-records", "--results", str(tmp_path), "--quiet"]) == 0
-    assert (tmp_path / "tables" / "pareto-sst2.csv").exists()
-    assert not (tmp_path / "tables" / "pareto-sst2-time.csv").exists()
+def test_the_clock_of_a_forecast_starts_when_the_first_pass_is_over(monkeypatch):
+    events: list[str] = []
+    feature = {"index": 0, "input_ids": [2, 3], "label": 0}
+    monkeypatch.setattr(pareto_forecast, "time", SimpleNamespace(perf_counter=lambda: len(events)))
+    monkeypatch.setattr("methods.create", lambda *_: Lazy(events))
+    monkeypatch.setattr("benchmarks.models.load_model", lambda *_: None)
+    monkeypatch.setattr("benchmarks.experiment_data.evaluation_features", lambda *_: [feature] * 2)
+    monkeypatch.setattr("benchmarks.experiment_data.padding_id", lambda *_: 0)
+    task, setting = SimpleNamespace(eval_splits=("validation",)), SimpleNamespace(compute=Compute())
+    seconds = pareto_forecast.row_seconds(SimpleNamespace(task=task, setting=setting, model=None), 1)
+    assert events == ["begun", "done"] * 2 and seconds == 2
 
 
 @pytest.mark.parametrize(
