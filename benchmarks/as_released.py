@@ -107,6 +107,7 @@ def _compute(experiment: Experiment, reducer: TokenReducer) -> dict[str, Any]:
     task = experiment.task
     features = evaluation_features(experiment, task.eval_splits[0])
     labels = [feature["label"] for feature in features]
+    reducer.to(experiment.setting.compute.device)  # type: ignore[arg-type]  # as in `TokenReducer.around`
     honest = run_split(reducer, features, experiment, released=False)
     torch.manual_seed(experiment.seed)
     draws = [run_split(reducer, features, experiment, released=True) for _ in range(2)]
