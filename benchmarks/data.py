@@ -7,13 +7,14 @@ an order that a seed decides, `collate` the tensors under one of the three paddi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.embedded import skimbench_home
@@ -146,7 +147,7 @@ def split_rows(
     """
     if not 0 < fraction < 1:
         raise UserError(f"the held-out fraction must be between 0 and 1, got {fraction}")
-    groups = np.arange(len(rows)) if group_column is None else np.unique(rows[group_column], return_inverse=True)[1]
+    groups = np.arange(len(rows)) if group_column is None else _numbered(rows[group_column])
     sizes = np.bincount(groups)
     if len(sizes) < 2:
         unit = "row(s)" if group_column is None else f"value(s) of {group_column!r}"
@@ -156,6 +157,13 @@ def split_rows(
     count = min(int(reached.argmax()) + 1, len(sizes) - 1)
     held_out = np.isin(groups, order[:count])
     return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
+
+
+def _numbered(values: Iterable[Any]) -> NDArray[np.int64]:
+    """(n,) the place of each value among the sorted ones; in numpy every text would take the room of the longest."""
+    values = list(values)
+    places = {value: place for place, value in enumerate(sorted(set(values)))}
+    return np.array([places[value] for value in values])
 
 
 def tokenize(
