@@ -317,7 +317,7 @@ def _reducers(arguments: argparse.Namespace, task: Task, model: ModelRef) -> lis
 
     folders = list(arguments.reducer or ())
     if arguments.trained:
-        found = checkpoints(skimbench_home(), model, pair=len(task.text_columns) == 2, task=task.name)
+        found = checkpoints(skimbench_home(), model, pair=len(task.text_columns) == 2, task=task)
         folders = [checkpoint.folder for checkpoint in found]
         if not folders:
             raise UserError(
