@@ -89,8 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--budget",
         type=float,
         metavar="MINUTES",
-        help="start no further round of settings that would end later; default: none, "
-        f"in the embedded profile {EMBEDDED_BUDGET_MIN:g}",
+        help="start no further round of settings, and towards --speedups no further training, that would end later; "
+        f"default: none, in the embedded profile {EMBEDDED_BUDGET_MIN:g}",
     )
     add("--from-records", action="store_true", help="train nothing: draw what the records in --results have")
     add_json_flag(result)
