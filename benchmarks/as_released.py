@@ -210,7 +210,7 @@ def table_row(method: str, task: str, metrics: Mapping[str, Any]) -> dict[str, s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    flags = parser(SUITE)
+    flags = parser(SUITE, unpadded=True)
     add_json_flag(flags)
     arguments = flags.parse_args(argv)
     session = open_session(arguments, SUITE)

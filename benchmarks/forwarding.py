@@ -131,7 +131,7 @@ def ways_of(experiment: Experiment) -> tuple[Experiment, Experiment]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    flags = parser(SUITE)
+    flags = parser(SUITE, unpadded=True)
     add_json_flag(flags)
     arguments = flags.parse_args(argv)
     if arguments.methods and set(arguments.methods) != {METHOD}:
@@ -182,7 +182,11 @@ def _frame(records: Sequence[Record], titles: Mapping[str, str]) -> pd.DataFrame
 
 def _write(frame: pd.DataFrame, store: RunStore, profile: str, command: str) -> str:
     """Write the table as CSV and Markdown; returns the Markdown file's path."""
-    parts = ["# Forwarding against discarding", f"Command: `{command}`", frame.to_markdown(index=False, disable_numparse=True)]
+    parts = [
+        "# Forwarding against discarding",
+        f"Command: `{command}`",
+        frame.to_markdown(index=False, disable_numparse=True),
+    ]
     return str(write_table(store.root / "tables", f"forwarding-{profile}", frame, parts)[-1])
 
 

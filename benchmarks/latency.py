@@ -207,6 +207,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--data-dir {arguments.data_dir} is not a folder")
     if arguments.trained and arguments.reducer:
         raise UserError("--trained finds reducers itself; leave it out with --reducer")
+    forced = "methods" if arguments.methods else "schedule" if arguments.schedule != list(SCHEDULES) else None
+    if forced and (arguments.trained or arguments.reducer):
+        raise UserError(f"trained reducers are timed as they are; leave --{forced} out with --trained and --reducer")
 
 
 def bench_of(arguments: argparse.Namespace, task_name: str) -> Bench:

@@ -198,7 +198,7 @@ def summary(twins: Sequence[Twins]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    flags = parser(SUITE)
+    flags = parser(SUITE, unpadded=True)
     add_json_flag(flags)
     arguments = flags.parse_args(argv)
     session = open_session(arguments, SUITE)
@@ -247,7 +247,11 @@ def _frame(records: Sequence[Record]) -> pd.DataFrame:
 
 def _write(frame: pd.DataFrame, store: RunStore, profile: str, command: str) -> str:
     """Write the table as CSV and Markdown; returns the Markdown file's path."""
-    parts = ["# Twins trained as long as their methods", f"Command: `{command}`", frame.to_markdown(index=False, disable_numparse=True)]
+    parts = [
+        "# Twins trained as long as their methods",
+        f"Command: `{command}`",
+        frame.to_markdown(index=False, disable_numparse=True),
+    ]
     return str(write_table(store.root / "tables", f"twins-{profile}", frame, parts)[-1])
 
 
