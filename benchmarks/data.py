@@ -172,7 +172,6 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
-    model_length: int | None = None,
 ) -> list[Feature]:
     """Tokenise texts or pairs, the longer text of a pair cut first; unpadded, in the order of the rows.
 
@@ -180,14 +179,13 @@ def tokenize(
 
     Args:
         max_length: tokens kept of each example, special tokens included.
-        model_length: tokens that the model has positions for; the tokenizer's own limit always holds.
     Returns:
         One feature per row, or per window; `relevant` only if the task and the rows have spans. How many were cut is
         logged.
     Raises:
         UserError: `max_length` is beyond the model or leaves no room for text; the tokenizer gives no offsets.
     """
-    _check_tokenizer(tokenizer, task, max_length, model_length)
+    _check_tokenizer(tokenizer, task, max_length)
     spans = task.relevant_columns if set(task.relevant_columns) <= set(rows.column_names) else ()
     if task.kind == "span_qa":
         from benchmarks.squad import windows
@@ -229,12 +227,11 @@ def _feature(encoded: BatchEncoding, i: int, spans: list[Sequence[Sequence[int]]
     return feature
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int, model_length: int | None) -> None:
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int) -> None:
     name = tokenizer.name_or_path or type(tokenizer).__name__
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer of {name} gives no character offsets; use a fast one (with a tokenizer.json)")
-    limit = min(tokenizer.model_max_length, model_length or tokenizer.model_max_length)
-    if max_length > limit:
+    if max_length > (limit := tokenizer.model_max_length):
         raise UserError(
             f"input length {max_length} is beyond the {limit} tokens that {name} reads; use --max-length {limit}"
         )
