@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -123,9 +124,13 @@ def _turn(goal: Goal, store: RunStore, progress: RunProgress) -> tuple[Experimen
 
 
 def _train_anew(goal: Goal, store: RunStore, progress: RunProgress) -> tuple[Experiment, TokenReducer, list[Point]]:
-    """Methods that learn what to drop: one training per pressure, each a run of its own with a record."""
+    """Methods that learn what to drop: one training per pressure, each a run of its own with a record.
+
+    A training that fails, its loss no longer finite, is none to choose, and counts as too much pressure.
+    """
     option, usual = goal.knob.option, goal.usual
     start = goal.knob.pressure(usual)
+    failed: list[RuntimeError] = []
 
     def at(pressure: float) -> Experiment:
         return goal.experiment(goal.method, **{option: usual if pressure == start else goal.knob.at(pressure)})
@@ -133,9 +138,18 @@ def _train_anew(goal: Goal, store: RunStore, progress: RunProgress) -> tuple[Exp
     def trial(pressure: float) -> Point:
         experiment = at(pressure)
         progress.start_run(f"{goal.method}, {option} {experiment.options[option]:g}")
-        return _point(goal, experiment, trained(experiment, store, progress.advance), progress)
+        try:
+            reducer = trained(experiment, store, progress.advance)
+        except RuntimeError as error:
+            failed.append(error)
+            progress.say(f"{error}; left out, and less pressure tried")
+            return Point(speedup=math.inf, score=0.0)
+        return _point(goal, experiment, reducer, progress)
 
-    found = search(goal.target, trial, start=start, trials=goal.trials)
+    tried = search(goal.target, trial, start=start, trials=goal.trials)
+    found = {pressure: point for pressure, point in tried.items() if point.speedup < math.inf}
+    if not found:
+        raise failed[-1]
     chosen = choose(found.values(), goal.target)
     experiment = at(next(pressure for pressure, point in found.items() if point is chosen))
     return experiment, trained(experiment, store), list(found.values())

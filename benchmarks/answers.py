@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import methods
 from benchmarks.compared import Measured
@@ -52,6 +53,21 @@ def selects_tokens(method: str) -> bool:
     return methods.lookup(method).traits.dropped not in ("none", "exits")
 
 
+def by_task(found: Iterable[Measured]) -> list[list[Measured]]:
+    """What each table has of each task, all splits together."""
+    places: dict[tuple[str, str], list[Measured]] = {}
+    for one in found:
+        places.setdefault((one.table, one.split.partition("/")[0]), []).append(one)
+    return list(places.values())
+
+
+def common_title(some: Sequence[Measured]) -> str:
+    """The words that the titles of a task's splits begin with, and its training rows where tables tell them."""
+    words = zip(*(one.task.split() for one in some), strict=False)
+    title = " ".join(first for first, *others in itertools.takewhile(lambda same: len(set(same)) == 1, words))
+    return replace(some[0], task=title).label
+
+
 def unlearned(found: Iterable[Measured]) -> list[Measured]:
     """Dense models that are no better than giving every text the same answer: with them a task can tell nothing."""
     return [one for one in found if one.method == "dense" and one.trivial is not None and one.score <= one.trivial]
@@ -65,6 +81,6 @@ def admitted(found: Sequence[Measured]) -> list[Measured]:
 
 
 def admitted_at_speeds(near: Iterable[AtSpeeds], found: Iterable[Measured]) -> list[AtSpeeds]:
-    """The same of settings at some speed-ups."""
-    without = {one.label for one in unlearned(found)}
+    """The same of settings at some speed-ups, which bear the title that the splits of a task share."""
+    without = {common_title(some) for some in by_task(found) if unlearned(some)}
     return [one for one in near if one.task not in without]

@@ -107,6 +107,7 @@ def _compute(experiment: Experiment, reducer: TokenReducer) -> dict[str, Any]:
     task = experiment.task
     features = evaluation_features(experiment, task.eval_splits[0])
     labels = [feature["label"] for feature in features]
+    reducer.to(experiment.setting.compute.device)  # type: ignore[arg-type]  # as in `TokenReducer.around`
     honest = run_split(reducer, features, experiment, released=False)
     torch.manual_seed(experiment.seed)
     draws = [run_split(reducer, features, experiment, released=True) for _ in range(2)]
@@ -209,7 +210,7 @@ def table_row(method: str, task: str, metrics: Mapping[str, Any]) -> dict[str, s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    flags = parser(SUITE)
+    flags = parser(SUITE, unpadded=True)
     add_json_flag(flags)
     arguments = flags.parse_args(argv)
     session = open_session(arguments, SUITE)

@@ -156,7 +156,7 @@ def _shown(example: Example, arguments: argparse.Namespace, results: Path) -> Sh
     model, pair = _model(arguments), len(example.texts) == 2
     recorded = {path.stem.rpartition("-")[2] for path in (results / "runs").rglob("*.json")}
     for name in example.tasks:
-        found = checkpoints(skimbench_home(), model, pair=pair, task=name, recorded=recorded)
+        found = checkpoints(skimbench_home(), model, pair=pair, task=TASKS[name], recorded=recorded)
         by_method = {one.method: one for one in found}
         own = [by_method[method] for method in case_examples.chosen(list(by_method), arguments.methods)]
         if own:
@@ -181,7 +181,7 @@ def _shown(example: Example, arguments: argparse.Namespace, results: Path) -> Sh
 def _views(arguments: argparse.Namespace) -> list[MethodView]:
     """What each reducer does with the text of the command line."""
     from benchmarks.embedded import skimbench_home
-    from benchmarks.tasks import TASKS
+    from benchmarks.tasks import TASKS, get_task
 
     folders: list[tuple[Path, str, Sequence[str]]]
     model = _model(arguments)
@@ -191,11 +191,12 @@ def _views(arguments: argparse.Namespace) -> list[MethodView]:
         folders = [(folder, str(folder), ()) for folder in arguments.reducer]
     else:
         home = skimbench_home()
-        own = checkpoints(home, model, pair=arguments.second is not None, task=arguments.task)
+        wanted = get_task(arguments.task) if arguments.task is not None else None
+        own = checkpoints(home, model, pair=arguments.second is not None, task=wanted)
         own = [one for one in own if one.method in (arguments.methods or (one.method,))]
         if not own:
             raise UserError(_none_there(arguments, home))
-        task = TASKS[own[0].task]
+        task = wanted or TASKS[own[0].task]
         folders = [(one.folder, f"trained on {task.title}", task.label_names) for one in own]
     texts = (arguments.text,) if arguments.second is None else (arguments.text, arguments.second)
     named = arguments.model is not None

@@ -71,8 +71,8 @@ class Session:
         return RunStore.open(self.results, force=self.force, retry_failed=self.retry_failed)
 
 
-def parser(suite: Suite) -> argparse.ArgumentParser:
-    """A parser with the shared flags."""
+def parser(suite: Suite, *, unpadded: bool = False) -> argparse.ArgumentParser:
+    """A parser with the shared flags; without --padding where all speed-ups of a command are `unpadded`."""
     defaults = [
         f"{rows}{''.join(f', {name} {of[place]}' for name, of in suite.rows_of.items())}"
         for place, rows in enumerate(suite.embedded_rows)
@@ -89,7 +89,9 @@ def parser(suite: Suite) -> argparse.ArgumentParser:
     add("--data-dir", metavar="DIR", type=Path, help="folder with <task>/<split>.parquet|tsv|csv|jsonl (local profile)")
     add("--tasks", nargs="+", metavar="TASK", help="default: all of the profile; of --data-dir, all that are there")
     add("--methods", nargs="+", metavar="METHOD", help="default: all; dense is always run")
-    add("--padding", nargs="+", metavar="SETTING", default=list(PADDINGS), help="none, batch, sequence; default: all")
+    if not unpadded:
+        add("--padding", nargs="+", metavar="SETTING", help="none, batch, sequence; default: all")
+    result.set_defaults(padding=["none"] if unpadded else list(PADDINGS))
     add("--seeds", nargs="+", type=int, metavar="N", help="default: 42, in the paper profile 42 43 44")
     add("--recipe", choices=("paper", "short"), help="training recipe; default: short, in the paper profile paper")
     add("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")

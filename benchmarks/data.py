@@ -7,13 +7,14 @@ an order that a seed decides, `collate` the tensors under one of the three paddi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.embedded import skimbench_home
@@ -146,7 +147,7 @@ def split_rows(
     """
     if not 0 < fraction < 1:
         raise UserError(f"the held-out fraction must be between 0 and 1, got {fraction}")
-    groups = np.arange(len(rows)) if group_column is None else np.unique(rows[group_column], return_inverse=True)[1]
+    groups = np.arange(len(rows)) if group_column is None else _numbered(rows[group_column])
     sizes = np.bincount(groups)
     if len(sizes) < 2:
         unit = "row(s)" if group_column is None else f"value(s) of {group_column!r}"
@@ -158,13 +159,19 @@ def split_rows(
     return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
 
 
+def _numbered(values: Iterable[Any]) -> NDArray[np.int64]:
+    """(n,) the place of each value among the sorted ones; in numpy every text would take the room of the longest."""
+    values = list(values)
+    places = {value: place for place, value in enumerate(sorted(set(values)))}
+    return np.array([places[value] for value in values])
+
+
 def tokenize(
     rows: datasets.Dataset,
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
-    model_length: int | None = None,
 ) -> list[Feature]:
     """Tokenise texts or pairs, the longer text of a pair cut first; unpadded, in the order of the rows.
 
@@ -172,14 +179,13 @@ def tokenize(
 
     Args:
         max_length: tokens kept of each example, special tokens included.
-        model_length: tokens that the model has positions for; the tokenizer's own limit always holds.
     Returns:
         One feature per row, or per window; `relevant` only if the task and the rows have spans. How many were cut is
         logged.
     Raises:
         UserError: `max_length` is beyond the model or leaves no room for text; the tokenizer gives no offsets.
     """
-    _check_tokenizer(tokenizer, task, max_length, model_length)
+    _check_tokenizer(tokenizer, task, max_length)
     spans = task.relevant_columns if set(task.relevant_columns) <= set(rows.column_names) else ()
     if task.kind == "span_qa":
         from benchmarks.squad import windows
@@ -226,12 +232,11 @@ def _feature(encoded: BatchEncoding, i: int, spans: list[Sequence[Sequence[int]]
     return feature
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int, model_length: int | None) -> None:
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int) -> None:
     name = tokenizer.name_or_path or type(tokenizer).__name__
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer of {name} gives no character offsets; use a fast one (with a tokenizer.json)")
-    limit = min(tokenizer.model_max_length, model_length or tokenizer.model_max_length)
-    if max_length > limit:
+    if max_length > (limit := tokenizer.model_max_length):
         raise UserError(
             f"input length {max_length} is beyond the {limit} tokens that {name} reads; use --max-length {limit}"
         )

@@ -24,7 +24,7 @@ def _rows(task: Task, split: str, source: DataSource, max_samples: int | None) -
     return load_rows(task, split, source, max_samples=max_samples)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)  # the parts of about two tasks; large ones fill gigabytes
 def _features(
     task: Task,
     split: str,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from statistics import geometric_mean, mean
 from typing import Any
 
-from benchmarks.answers import DASH, unlearned
+from benchmarks.answers import DASH, by_task, common_title, unlearned
 from benchmarks.claims import Judged, judged
 from benchmarks.cli import run_command
 from benchmarks.comparable import Comparison, comparisons_around, finished_runs, read_comparisons
@@ -33,23 +32,8 @@ METRICS = {"matthews_correlation": "100 times the Matthews correlation", "pearso
 
 def comparisons(found: Sequence[Measured], source: Path) -> list[Comparison]:
     """The records of each task of `found`, and those below `source` that stand in one comparison with them."""
-    around = [({name for one in some for name in one.records}, _common_title(some)) for some in _by_task(found)]
+    around = [({name for one in some for name in one.records}, common_title(some)) for some in by_task(found)]
     return comparisons_around(source, around) if found else []
-
-
-def _by_task(found: Iterable[Measured]) -> list[list[Measured]]:
-    """What each table has of each task, all splits together."""
-    places: dict[tuple[str, str], list[Measured]] = {}
-    for one in found:
-        places.setdefault((one.table, one.split.partition("/")[0]), []).append(one)
-    return list(places.values())
-
-
-def _common_title(some: Sequence[Measured]) -> str:
-    """The words that the titles of a task's splits begin with, and its training rows where tables tell them."""
-    words = zip(*(one.task.split() for one in some), strict=False)
-    title = " ".join(first for first, *others in itertools.takewhile(lambda same: len(set(same)) == 1, words))
-    return replace(some[0], task=title).label
 
 
 def report(
@@ -301,8 +285,8 @@ def _operating(one: Operating | None, every: Sequence[Operating]) -> str:
 def _second_look(found: Sequence[Measured], near: Sequence[AtSpeeds]) -> list[str]:
     """All measured settings, and seeds, of the methods that are certainly worse than dropping at random there."""
     worse = {
-        (_common_title(some), one.method)
-        for some in _by_task(found)
+        (common_title(some), one.method)
+        for some in by_task(found)
         for one in some
         if one.against_random and one.against_random.decided_sign < 0
     }

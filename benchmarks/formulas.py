@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +77,6 @@ def classifier_macs(sizes: Sizes = BERT_BASE, classes: int = 2) -> float:
     return sizes.width * (sizes.width + classes)
 
 
-def span_macs(tokens: float, sizes: Sizes = BERT_BASE) -> float:
-    """MACs of a span head: start and end logits of each token."""
-    return sizes.width * 2 * tokens
-
-
 def padding_factor(length: float, average: float, sizes: Sizes = BERT_BASE) -> float:
     """Dense MACs at the padded `length` over dense MACs at the `average` length: what unpadding alone gives."""
     return encoder_macs(length, sizes) / encoder_macs(average, sizes)
@@ -113,11 +107,6 @@ def smallest_lengths(length: int, drop_ratio: float, layers: int, *, least: int 
 def _ceil(value: float) -> int:
     """The least integer that is not below `value`, where 0.8 x 5 counts as 4 and not as a little more."""
     return -int(-(value - 1e-9) // 1)
-
-
-def is_monotone(lengths: Sequence[float]) -> bool:
-    """Whether no layer has more tokens than the one before."""
-    return all(after <= before for before, after in pairwise(lengths))
 
 
 def solve(function: Callable[[float], float], value: float, low: float, high: float) -> float | None:

@@ -131,7 +131,7 @@ def ways_of(experiment: Experiment) -> tuple[Experiment, Experiment]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    flags = parser(SUITE)
+    flags = parser(SUITE, unpadded=True)
     add_json_flag(flags)
     arguments = flags.parse_args(argv)
     if arguments.methods and set(arguments.methods) != {METHOD}:

@@ -206,6 +206,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--data-dir {arguments.data_dir} is not a folder")
     if arguments.trained and arguments.reducer:
         raise UserError("--trained finds reducers itself; leave it out with --reducer")
+    forced = "methods" if arguments.methods else "schedule" if arguments.schedule != list(SCHEDULES) else None
+    if forced and (arguments.trained or arguments.reducer):
+        raise UserError(f"trained reducers are timed as they are; leave --{forced} out with --trained and --reducer")
 
 
 def bench_of(arguments: argparse.Namespace, task_name: str) -> Bench:
@@ -316,7 +319,7 @@ def _reducers(arguments: argparse.Namespace, task: Task, model: ModelRef) -> lis
 
     folders = list(arguments.reducer or ())
     if arguments.trained:
-        found = checkpoints(skimbench_home(), model, pair=len(task.text_columns) == 2, task=task.name)
+        found = checkpoints(skimbench_home(), model, pair=len(task.text_columns) == 2, task=task)
         folders = [checkpoint.folder for checkpoint in found]
         if not folders:
             raise UserError(

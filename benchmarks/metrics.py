@@ -1,4 +1,4 @@
-"""Scores of predictions, and the correctness of each, as paired tests need it.
+"""Scores of predictions.
 
 `Glue` is the hub's GLUE metric without the hub: `Glue(config_name="mrpc").compute(predictions=..., references=...)`;
 `SquadV2` likewise. Answers of span tasks are scored by `benchmarks/squad_scores.py`.
@@ -66,18 +66,6 @@ def score(task: Task, predictions: ArrayLike, references: ArrayLike) -> dict[str
     else:
         names = ("accuracy", "matthews_correlation", "f1" if task.num_labels == 2 else "f1_macro")
     return {name: METRICS[name](found, wanted) for name in names}
-
-
-def per_example(task: Task, predictions: ArrayLike, references: ArrayLike) -> NDArray[np.float64]:
-    """How right each prediction is, higher is better: (n,) of 1.0 or 0.0; minus the squared error for a regression.
-
-    Raises:
-        ValueError: as for `score`.
-    """
-    found, wanted = _checked(task, predictions, references)
-    if task.kind == "regression":
-        return -np.square(found - wanted)
-    return (found == wanted).astype(np.float64)
 
 
 def _checked(task: Task, predictions: ArrayLike, references: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:

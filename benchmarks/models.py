@@ -157,7 +157,8 @@ def check_reachable(ref: ModelRef) -> None:
 def load_model(ref: ModelRef, task: Task) -> PreTrainedModel:
     """The encoder with a fresh head for `task`; seed torch first, the head is drawn from its generator.
 
-    A head of the same kind that the model brings is kept where it has as many labels; see `replaced_head`.
+    A head of the same kind that the model brings is kept where it has as many labels; see `replaced_head`. Weights are
+    float32 whatever type they are stored in: updates of a training are too small for half precision.
 
     Raises:
         UserError: the model cannot be had, or is of an unsupported family.
@@ -171,7 +172,7 @@ def load_model(ref: ModelRef, task: Task) -> PreTrainedModel:
         "token_classification": transformers.AutoModelForTokenClassification,
     }
     loader = heads.get(task.kind, transformers.AutoModelForSequenceClassification)
-    settings: dict[str, Any] = {"num_labels": task.num_labels}
+    settings: dict[str, Any] = {"num_labels": task.num_labels, "dtype": torch.float32}
     if task.kind == "regression":
         settings["problem_type"] = "regression"
     with _quiet_transformers():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 RESAMPLES = 1_000
 LEVEL = 0.95
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"  # one class each
+OF_TWO_CLASSES = ("f1", "matthews_correlation")  # metrics that follow from the four cells of a confusion
 PREDICTIONS, COUNTS = "texts", "scores and number of texts"  # what an interval was computed from
 _DRAWS_SEED = 2_022
 _CELLS = 4_000_000  # of a matrix (draws, texts) held at a time
@@ -74,7 +75,8 @@ class Outcomes:
 
 
 def outcomes_of(record: Record, split_name: str | None = None) -> Outcomes | None:
-    """What a record knows about the texts of a split, by default its first; None if too little for intervals."""
+    """What a record knows about the texts of a split, by default its first; None if too little for intervals, or if
+    the metric is no sum over texts here, such as the Matthews correlation of more than two classes."""
     metrics = record["metrics"]
     metric, split = metrics["metric"], metrics["splits"][split_name or next(iter(metrics["splits"]))]
     if "texts" in split:
@@ -91,7 +93,11 @@ def _from_texts(metric: str, texts: Mapping[str, str]) -> Outcomes | None:
     if metric == "pearson":
         x, y = (np.array(texts[name].split(), float) for name in ("labels", "predicted"))
         return Outcomes(np.stack((x, y, x * x, y * y, x * y), axis=1), metric, PREDICTIONS)
+    if metric not in ("accuracy", *OF_TWO_CLASSES):
+        return None
     labels, predicted = (np.array([DIGITS.index(digit) for digit in texts[name]]) for name in ("labels", "predicted"))
+    if metric in OF_TWO_CLASSES and max(*labels, *predicted) > 1:
+        return None
     return Outcomes(_classified(metric, labels, predicted), metric, PREDICTIONS)
 
 

@@ -65,6 +65,7 @@ METRIC_TITLES = {
     "matthews_correlation": "Matthews correlation x 100",
     "pearson": "Pearson correlation x 100",
 }
+DRAWN_WITH = ("tasks", "dataset", "methods", "padding", "from_records", "results", "json", "quiet", "debug")
 NOTE = (
     "Score in percent, mean of the seeds, with the middle 95 % of 1,000 draws of the evaluation texts (and seeds) in "
     "brackets. Front: no point of any method is better in score and speed-up; own front: none of the same method."
@@ -89,8 +90,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--budget",
         type=float,
         metavar="MINUTES",
-        help="start no further round of settings that would end later; default: none, "
-        f"in the embedded profile {EMBEDDED_BUDGET_MIN:g}",
+        help="start no further round of settings, and towards --speedups no further training, that would end later; "
+        f"default: none, in the embedded profile {EMBEDDED_BUDGET_MIN:g}",
     )
     add("--from-records", action="store_true", help="train nothing: draw what the records in --results have")
     add_json_flag(result)
@@ -99,7 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    arguments = build_parser().parse_args(argv)
+    flags = build_parser()
+    arguments = flags.parse_args(argv)
     arguments.tasks = [*(arguments.tasks or ()), *(arguments.dataset or ())] or None
     check_from_records(arguments)
     if arguments.points is not None and arguments.points < 1:
@@ -111,6 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = open_console(quiet=arguments.json)
     command = shlex.join([*SUITE.program.split(), *(argv if argv is not None else sys.argv[1:])])
     if arguments.from_records:
+        given = (name for name, value in vars(arguments).items() if value != flags.get_default(name))
+        if unread := [f"--{name.replace('_', '-')}" for name in given if name not in DRAWN_WITH]:
+            raise UserError(f"--from-records draws what the records have: {unread[0]} changes nothing; leave it out")
         answer(arguments, tasks=from_records(arguments, console, command), command=command)
         return 0
     session = stand_in(open_session(arguments, SUITE), console)

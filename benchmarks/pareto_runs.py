@@ -36,6 +36,19 @@ class Swept:
     left_out: int = 0
 
 
+@dataclass
+class _Budget:
+    """When a sweep has to end, as `time.monotonic` counts, and the pace so far: units of work, and seconds for them."""
+
+    end_s: float
+    units: float = 0.0
+    computed_s: float = 0.0
+
+    def allows(self, units: float) -> bool:
+        """Whether so much more would end in time; before there is a pace, anything would."""
+        return not self.units or units * self.computed_s / self.units <= self.end_s - time.monotonic()
+
+
 def setting_text(option: str, value: Any) -> str:
     """A setting, for people: "threshold 0.3", "length_configuration 64-32-16"."""
     text = "-".join(f"{item:g}" for item in value) if isinstance(value, (list, tuple)) else f"{value:g}"
@@ -160,26 +173,20 @@ def sweep(
 ) -> Swept:
     """Run what is missing, and with `speedups` what a search for these asks for, `points` trainings each at most.
 
-    With a budget, settings are run in rounds, the methods' own first, and no round starts that would end too late by
-    the pace of the earlier ones; runs that this leaves out are counted.
+    With a budget, settings are run in rounds, the methods' own first, and no round starts, nor any training or scoring
+    that a search asks for, that would end too late by the pace so far; runs that this leaves out are counted.
     """
-    found, started = Swept(), time.monotonic()
+    found, budget = Swept(), _Budget(time.monotonic() + budget_s)
     rounds = _rounds(experiments) if budget_s < math.inf else [list(experiments)]
-    units = computed_s = 0.0
     total = sum(job.units for some in rounds for job in jobs_of(some, store, points))
     with RunProgress(total, quiet=session.quiet) as progress:
         for some in rounds:
-            jobs, began = jobs_of(some, store, points), time.monotonic()
+            jobs = jobs_of(some, store, points)
             missing = [job for job in jobs if job.settled(store) is None]
-            wanted = sum(job.units for job in missing)
-            left_s = budget_s - (began - started)
-            if units and wanted * computed_s / units > left_s:
+            if not budget.allows(sum(job.units for job in missing)):
                 found.left_out += len(missing)
                 jobs = [job for job in jobs if job not in missing]
-                wanted = 0.0
-            _run(session, jobs, store, points, progress, found, speedups)
-            if wanted:
-                units, computed_s = units + wanted, computed_s + time.monotonic() - began
+            _run(session, jobs, store, points, progress, found, speedups, budget)
     return found
 
 
@@ -209,13 +216,18 @@ def _run(
     progress: RunProgress,
     found: Swept,
     speedups: Sequence[float],
+    budget: _Budget,
 ) -> None:
-    """Run jobs, each trained model at its other settings, and the trainings that a search goes on with."""
+    """Run jobs, each trained model at its other settings, and what searches go on with as far as the budget allows."""
     from benchmarks.pareto_search import SpeedSearch
 
     searches: dict[tuple[str, str, str, int], SpeedSearch] = {}
+    earlier_s, began = budget.computed_s, time.monotonic()
 
     def follow(job: Job, record: Record) -> list[Job]:
+        if record["started_at"] >= store.opened_at:
+            budget.units += job.units
+            budget.computed_s = earlier_s + time.monotonic() - began
         if not job.listed:
             return []
         others = turned(job.experiment, record, points)
@@ -223,7 +235,11 @@ def _run(
             key = _method_key(job.experiment)
             if key not in searches:
                 searches[key] = SpeedSearch(job.experiment, speedups, points, list(others))
-            others += searches[key].after(job.experiment, record)
+            for trial in searches[key].after(job.experiment, record):
+                if store.settled(trial.config()) is not None or budget.allows(units_of(trial)):
+                    others.append(trial)
+                else:
+                    found.left_out += 1
         return [_job(other) for other in others]
 
     progress.start_run(f"{len(jobs)} runs, {session.place}")

@@ -201,7 +201,11 @@ def summary(arguments: argparse.Namespace, console: Console, command: str) -> di
                 f"{comparison.title}: {comparison.others} runs on other rows, encoders or recipes are left out"
             )
     if not rows:
-        raise UserError(f"no finished runs of {', '.join(arguments.methods)} in {source / 'runs'}; leave out --methods")
+        if arguments.methods:
+            told = f"of {', '.join(arguments.methods)} in {source / 'runs'}; leave out --methods"
+        else:
+            told = f"of a method at its own setting in {source / 'runs'}; train some first"
+        raise UserError(f"no finished runs {told}")
     frame = strategy_table(rows)
     paths = draw(rows, target / "figures")
     tables = write(frame, target / "tables", command, notes)

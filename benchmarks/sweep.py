@@ -106,7 +106,7 @@ def execute(session: Session, store: RunStore, twins_of: TwinsOf = usual_twins) 
     experiments = planned(session)
     first = planned_jobs(session, experiments, store, twins_of)
     twins = {
-        job.key: [_units(session, twin) for twin in twins_of(job.experiment, None)]
+        job.key: [_units(twin) for twin in twins_of(job.experiment, None)]
         for job in first
         if has_twin(session, job.experiment)
     }
@@ -243,12 +243,12 @@ def planned_jobs(
         for one in _still_to_run(session, experiment, store, twins_of):
             starts |= {start.config().hash: start for start in starting_points(one)}
     jobs = [
-        Job(experiment=one, needs=_keys(one), units=_units(session, one), weights=one.config().hash in starts)
+        Job(experiment=one, needs=_keys(one), units=_units(one), weights=one.config().hash in starts)
         for one in experiments
     ]
     listed = {job.key for job in jobs}
     return jobs + [
-        Job(experiment=start, units=_units(session, start), listed=False, weights=True)
+        Job(experiment=start, units=_units(start), listed=False, weights=True)
         for key, start in starts.items()
         if key not in listed
     ]
@@ -299,7 +299,7 @@ def _line(name: str, record: Record) -> str:
     return f"{name}: {score}, {', '.join(speeds)}, {duration(record['wall_s'])}"
 
 
-def _units(session: Session, experiment: Experiment) -> float:
+def _units(experiment: Experiment) -> float:
     from benchmarks.experiment_data import data_identity
     from benchmarks.experiments import work
 

@@ -13,6 +13,7 @@ from benchmarks.errors import UserError
 
 if TYPE_CHECKING:
     from benchmarks.models import ModelRef
+    from benchmarks.tasks import Task
 
 SIZES = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")  # what tells encoders apart
 _CHECKPOINT = re.compile(r"(?P<task>.+)-(?P<method>[a-z0-9_+]+)-(?P<run>[0-9a-f]{12})")  # as running.checkpoint_folder
@@ -30,27 +31,27 @@ class Checkpoint:
 
 
 def checkpoints(
-    home: Path, model: ModelRef, *, pair: bool, task: str | None = None, recorded: Collection[str] = ()
+    home: Path, model: ModelRef, *, pair: bool, task: Task | None = None, recorded: Collection[str] = ()
 ) -> list[Checkpoint]:
     """The newest reducer of each method on one task, of those that fit.
 
     Args:
         home: see `benchmarks.embedded.skimbench_home`. model: the encoder that they were trained from.
         pair: whether two texts are given, or one.
-        task: default: the task with the newest reducer.
+        task: default: of those in `TASKS` the one with the newest reducer.
         recorded: runs that come before newer ones of the same method, as their records are at hand.
     Returns:
         In alphabetical order of methods, without the dense model and random dropping; empty if there is none.
     """
     from benchmarks.tasks import TASKS
 
+    known = TASKS if task is None else {task.name: task}
     found, sizes = [], _sizes(model)
     for folder in (home / "checkpoints").glob("*"):
         match = _CHECKPOINT.fullmatch(folder.name)
-        if match is None or match["task"] not in TASKS or match["method"] in ("dense", "random"):
+        if match is None or match["task"] not in known or match["method"] in ("dense", "random"):
             continue
-        fits = (len(TASKS[match["task"]].text_columns) == 2) == pair and task in (None, match["task"])
-        if fits and _is_from(folder, sizes):
+        if (len(known[match["task"]].text_columns) == 2) == pair and _is_from(folder, sizes):
             found.append(Checkpoint(folder, match["task"], match["method"], match["run"], folder.stat().st_mtime))
     if not found:
         return []

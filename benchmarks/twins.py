@@ -198,7 +198,7 @@ def summary(twins: Sequence[Twins]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    flags = parser(SUITE)
+    flags = parser(SUITE, unpadded=True)
     add_json_flag(flags)
     arguments = flags.parse_args(argv)
     session = open_session(arguments, SUITE)

@@ -50,6 +50,18 @@ ARGUMENTS: dict[str, Case] = {
     "latency: no reducer there": ("latency", [*TIMED, "--reducer", "data"], None, ["cannot load the reducer data"]),
     "latency: nothing trained": ("latency", [*TIMED, "--trained"], None, ["no trained reducer of mood"]),
     "latency: trained and named": ("latency", [*TIMED, "--trained", "--reducer", "reducer"], None, ["leave it out"]),
+    "latency: trained at a schedule": (
+        "latency",
+        [*TIMED, "--trained", "--schedule", "2x"],
+        None,
+        ["timed as they are; leave --schedule out"],
+    ),
+    "latency: named and forced": (
+        "latency",
+        [*TIMED, "--reducer", "reducer", "--methods", "ltp"],
+        None,
+        ["timed as they are; leave --methods out"],
+    ),
     "latency: data folder missing": (
         "latency",
         ["--data-dir", "nowhere"],
@@ -58,6 +70,10 @@ ARGUMENTS: dict[str, Case] = {
     ),
     "latency: texts that are not embedded": ("latency", ["--tasks", "sst2"], None, ["not embedded", "--data-dir"]),
     "regression: unknown case": ("regression", ["--cases", "skim"], None, ["no case 'skim'", "transkimmer"]),
+    **{
+        f"{command}: padding": (command, [*LOCAL, "--padding", "none"], None, ["unrecognized arguments: --padding"])
+        for command in ("twins", "forwarding", "as_released")
+    },
     "glue: negative seed": ("glue", [*LOCAL, "--seeds", "-1"], None, ["--seeds", "-1"]),
     "glue: huge seed": ("glue", [*LOCAL, "--seeds", str(2**80)], None, ["--seeds", str(2**80)]),
     "glue: a seed twice": ("glue", [*LOCAL, "--seeds", "3", "3"], None, ["--seeds has 3 twice"]),
@@ -237,6 +253,12 @@ ARGUMENTS: dict[str, Case] = {
         ["--from-records", "--force"],
         None,
         ["--from-records", "--force", "one of"],
+    ),
+    "pareto: records of some seeds": (
+        "pareto",
+        ["--from-records", "--results", "data", "--seeds", "43"],
+        None,
+        ["--from-records draws what the records have: --seeds changes nothing; leave it out"],
     ),
     "glue: records and none": ("glue", [*LOCAL, "--from-records", "--force"], None, ["--from-records", "--force"]),
     "pareto: no stand-in": ("pareto", ["--profile", "embedded", "--dataset", "imdb"], None, ["nor a stand-in for it"]),

@@ -237,6 +237,33 @@ def compared(world) -> list[dict]:
     return [json.loads(path.read_text()) for path in (world / "r").rglob("runs/accelerate/**/*.json")]
 
 
+@pytest.mark.parametrize("limit", [2.0, 0.0], ids=["the last ones", "all"])
+def test_a_training_that_fails_is_left_out_of_the_choice(limit, monkeypatch):
+    """Made-up trainings: twice the speed-up per quarter of pressure, and no finite loss above a speed-up of `limit`."""
+    knob = methods.lookup("power_bert").traits.knob
+    usual, said = knob.at(0.25), []
+
+    def trained(experiment, *_):
+        if (speedup := 2 ** (4 * knob.pressure(experiment.options[knob.option]) - 1)) > limit:
+            raise RuntimeError("the loss is not finite")
+        return speedup
+
+    def experiment(method, **options):
+        return SimpleNamespace(options=options)
+
+    goal = SimpleNamespace(method="power_bert", knob=knob, usual=usual, target=1.9, trials=6, experiment=experiment)
+    progress = SimpleNamespace(say=said.append, start_run=lambda label: None, advance=None)
+    monkeypatch.setattr(acceleration, "trained", trained)
+    monkeypatch.setattr(acceleration, "_point", lambda goal, experiment, speedup, *_: Point(speedup=speedup, score=0.5))
+    if not limit:
+        with pytest.raises(RuntimeError, match="not finite"):
+            acceleration._train_anew(goal, None, progress)
+        return
+    _, reducer, points = acceleration._train_anew(goal, None, progress)
+    assert said and all(point.speedup <= limit for point in points) and len(points) + len(said) <= 6
+    assert reducer == choose(points, 1.9).speedup and 1.9 / (1 + NEAR) <= reducer <= limit
+
+
 def test_a_dry_run_says_how_the_rows_are_read(world, capsys):
     assert call(world, "--dry-run") == 0
     said = capsys.readouterr().out

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import methods
-from benchmarks import places
+from benchmarks import as_released, experiment_data, places
 from benchmarks.as_released import main
 from benchmarks.cli import run_command
+from benchmarks.data import DataSource
+from benchmarks.experiments import Setting
+from benchmarks.tasks import TASKS
+from benchmarks.train import Compute
 from tests.small_world import write_model, write_sentences
+from tests.tiny import tiny_reducer
 
 PROCESSES = places._processes
 RELEASED = [name for name in methods.available() if methods.lookup(name).traits.as_released]
@@ -57,6 +64,21 @@ def test_masking_alone_changes_no_prediction(world):
     assert records["ltp"]["metrics"]["predictions_changed"] == 0
     assert records["ltp"]["metrics"]["logit_gap_max"] < 1e-4 * records["ltp"]["metrics"]["logit_size_mean"]
     assert records["ltp"]["metrics"]["released"]["draws"] == 1
+
+
+def test_a_reducer_is_run_on_the_device_of_the_setting(monkeypatch):
+    """Weights are loaded to the processor; the meta device stands in for a GPU."""
+    places = []
+
+    def run_split(reducer, features, experiment, *, released):
+        places.append(reducer.model.device.type)
+        return as_released.Outputs(torch.zeros(2, 2), 1, 1)
+
+    monkeypatch.setattr(as_released, "run_split", run_split)
+    monkeypatch.setattr(experiment_data, "evaluation_features", lambda *_: [{"label": 0}, {"label": 1}])
+    setting = Setting(recipe="short", source=DataSource("embedded"), compute=Compute(device="meta"))
+    as_released._compute(SimpleNamespace(setting=setting, task=TASKS["sst2"], seed=1), tiny_reducer("ltp"))
+    assert set(places) == {"meta"}
 
 
 def test_methods_whose_code_removes_are_refused_with_a_reason(world, capsys):

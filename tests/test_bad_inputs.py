@@ -17,6 +17,7 @@ from benchmarks import (
     case_study,
     embedded,
     experiment_data,
+    forwarding,
     glue,
     latency,
     latency_targets,
@@ -29,6 +30,7 @@ from benchmarks import (
     runs_command,
     strategy,
     training_time,
+    twins,
 )
 from benchmarks.cli import run_command
 from benchmarks.environment import PROJECT_ROOT
@@ -44,6 +46,8 @@ COMMANDS = {
     "glue": glue.main,
     "long": long.main,
     "as_released": as_released.main,
+    "twins": twins.main,
+    "forwarding": forwarding.main,
     "audit": audit.main,
     "case_study": case_study.main,
     "report": report.main,

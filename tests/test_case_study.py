@@ -312,8 +312,8 @@ def test_the_newest_of_each_method_on_the_newest_task(world, home) -> None:
         return [checkpoint.folder.name for checkpoint in checkpoints(home, model, **options)]
 
     assert names(pair=False) == ["sst2-deebert-cccccccccccc", "sst2-power_bert-bbbbbbbbbbbb"]
-    assert names(pair=False, task="cola") == ["cola-power_bert-eeeeeeeeeeee"]
-    assert names(pair=True) == ["mrpc-power_bert-ffffffffffff"] and names(pair=True, task="sst2") == []
+    assert names(pair=False, task=TASKS["cola"]) == ["cola-power_bert-eeeeeeeeeeee"]
+    assert names(pair=True) == ["mrpc-power_bert-ffffffffffff"] and names(pair=True, task=TASKS["sst2"]) == []
     assert isinstance(checkpoints(home, model, pair=True)[0], Checkpoint)
 
 

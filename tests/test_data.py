@@ -1,9 +1,11 @@
 """Rows: what is read, what is refused and how it is said, what is held out."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import datasets
+import numpy as np
 import pytest
 
 from benchmarks.data import DataSource, load_rows, split_rows
@@ -253,3 +255,20 @@ def test_split_rows_leaves_neither_part_empty(fraction, sizes):
 def test_split_rows_refuses(n, fraction, part):
     rows = datasets.Dataset.from_dict({"i": list(range(n))})
     assert part in message(lambda: split_rows(rows, fraction, seed=0))
+
+
+def test_rows_of_one_text_stay_together_and_take_little_memory():
+    """Numbered as numpy numbers them, where every text would take the room of the longest one."""
+    texts = [f"text {i * 7 % 20}" for i in range(200)]
+    numbers = np.unique(texts, return_inverse=True)[1].tolist()
+    rows = datasets.Dataset.from_dict({"i": list(range(200)), "text": texts, "number": numbers})
+    held_out = [list(split_rows(rows, 0.2, 3, group)[1]["i"]) for group in ("text", "number")]
+    assert held_out[0] == held_out[1] and len(held_out[0]) == 40
+    long = datasets.Dataset.from_dict({"text": [*texts, "word " * 20_000]})
+    tracemalloc.start()
+    try:
+        split_rows(long, 0.2, 3, "text")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10_000_000

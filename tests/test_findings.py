@@ -255,21 +255,6 @@ def test_a_setting_of_one_answer_is_no_rival_at_a_speed():
     assert claims.better_than("pabee", near=there)([]) == answers.NOTHING
 
 
-def test_claims_are_judged_by_one_split_of_each_task_that_was_learned():
-    splits = [
-        replace(one("dense", 67.0, 1.0, task=f"MNLI {name}"), split=f"mnli/{name}", trivial=35.0)
-        for name in ("matched", "mismatched")
-    ]
-    unlearned = [
-        replace(one(name, 47.0, 1.0, task="WNLI"), split="wnli/dev", trivial=56.3) for name in ("dense", "lat")
-    ]
-    assert answers.admitted([*splits, *unlearned]) == splits[:1]
-    kept = answers.admitted_at_speeds([near("lat", 50.0, 1.5, task="WNLI"), near("lat", 50.0, 1.5)], unlearned)
-    assert [it.task for it in kept] == ["MRPC"]
-    page = findings.report([*splits, *unlearned], [], [], "command")
-    assert "has not learned WNLI (dense 47.0, one answer for all texts 56.3)" in page
-
-
 def test_the_published_findings_are_what_the_records_give():
     page = (PROJECT_ROOT / "results" / "FINDINGS.md").read_text(encoding="utf-8")
     found = measured(PROJECT_ROOT / "results")

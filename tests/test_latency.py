@@ -238,6 +238,16 @@ def test_a_text_of_several_windows_is_one_text(world):
     assert record["metrics"]["tokens"] == sum(len(feature["input_ids"]) for feature in features)
 
 
+def test_trained_reducers_of_a_users_own_task_are_found(world, monkeypatch):
+    monkeypatch.setenv("SKIMBENCH_HOME", str(world / "home"))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(world / "model")
+    for name in ("mood-ltp", "other-lat"):
+        methods.create(name.split("-")[1], model).save_pretrained(world / f"home/checkpoints/{name}-aaaaaaaaaaaa")
+    assert run_command(latency.main, [*ARGUMENTS, "--trained", "--batch-sizes", "2", "--rounds", "1"]) == 0
+    (path,) = (world / "r").rglob("interleaved-*.json")
+    assert json.loads(path.read_text())["config"]["extra"]["reducers"] == ["ltp@mood-ltp-aaaaaaaaaaaa"]
+
+
 def test_texts_are_read_by_the_tokenizer_beside_a_reducer(world, capsys, monkeypatch):
     """Of another vocabulary than --model's, whose words have no embedding in it; two vocabularies are refused."""
     timed = ["--reducer", "pruner", "--batch-sizes", "2", "--rounds", "1", "--texts", "4", "--times-only"]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.errors import UserError
-from benchmarks.metrics import GLUE_METRICS, Glue, per_example, score
+from benchmarks.metrics import GLUE_METRICS, Glue, score
 from benchmarks.tasks import GLUE, TASKS
 
 # Eight cases: 3 true positives, 2 true negatives, 1 false positive, 2 false negatives.
@@ -116,18 +116,12 @@ def test_constant_values_give_zero_and_no_warning(name, constant):
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=30))
-def test_scores_stay_in_range_and_agree_with_per_example(pairs):
+def test_scores_stay_in_range(pairs):
     predictions, references = zip(*pairs, strict=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = score(TASKS["cola"], predictions, references)
     assert 0 <= found["accuracy"] <= 1 and 0 <= found["f1"] <= 1 and -1 <= found["matthews_correlation"] <= 1
-    assert found["accuracy"] == pytest.approx(per_example(TASKS["cola"], predictions, references).mean())
-
-
-def test_per_example():
-    assert per_example(TASKS["mnli"], [0, 1, 2], [0, 2, 2]).tolist() == [1.0, 0.0, 1.0]
-    assert per_example(TASKS["stsb"], [1.0, 2.5], [1.0, 2.0]).tolist() == [0.0, -0.25]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +138,5 @@ def test_per_example():
     ],
 )
 def test_what_cannot_be_scored_is_refused(name, predictions, references, text):
-    for function in (score, per_example):
-        with pytest.raises(ValueError, match=text):
-            function(TASKS[name], predictions, references)
+    with pytest.raises(ValueError, match=text):
+        score(TASKS[name], predictions, references)

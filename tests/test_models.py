@@ -47,6 +47,13 @@ def test_a_head_of_other_labels_is_replaced_and_the_body_kept(classifier, tmp_pa
     assert replaced_head(folder_model(write_model(tmp_path / "plain")), task) is None
 
 
+def test_a_half_precision_checkpoint_is_trained_in_float32(tmp_path):
+    folder = write_model(tmp_path / "half")
+    transformers.BertModel.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    model = load_model(folder_model(folder), TASKS["sst2"])
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
 def test_commands_say_so_and_train(classifier, tmp_path, monkeypatch, capsys):
     folder, _ = classifier
     monkeypatch.setenv("SKIMBENCH_HOME", str(tmp_path / "home"))

@@ -51,6 +51,19 @@ def test_scores_that_no_confusion_has_give_no_interval():
     assert outcomes_of(record("squad_f1", scores={"squad_f1": 0.9})) is None
 
 
+@pytest.mark.parametrize("metric", ["matthews_correlation", "f1_macro"])
+def test_a_metric_of_three_classes_is_no_sum_over_texts(metric):
+    """Their accuracy is."""
+    labels = np.where(LABELS + PREDICTED > 1, 2, LABELS)
+    texts = described("classification", PREDICTED, labels)
+    assert outcomes_of(record(metric, texts=texts)) is None
+    assert outcomes_of(record("accuracy", texts=texts)).scores(ONES) == pytest.approx([(labels == PREDICTED).mean()])
+
+
+def test_a_regression_by_another_metric_than_pearson_has_no_outcomes():
+    assert outcomes_of(record("spearmanr", texts=described("regression", PREDICTED / 3, LABELS / 3))) is None
+
+
 def test_values_keep_four_digits_of_a_regression():
     values, said = RNG.normal(size=200), RNG.normal(size=200)
     said = values + said / 2

@@ -136,6 +136,15 @@ def test_a_budget_leaves_whole_rounds_out_and_says_so(world, capsys, monkeypatch
     assert len(made) == 1
 
 
+def test_a_budget_ends_a_search(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SKIMBENCH_HOME", str(world[0] / "home"))
+    arguments = [*bare(world[1])[: -len(SWEPT)], "transkimmer", "--results", str(tmp_path / "results")]
+    arguments += ["--speedups", "1.5", "--points", "1", "--budget", "0.0001"]
+    assert run_command(pareto.main, arguments) == 0
+    assert "1 runs left out" in capsys.readouterr().out
+    assert [r["config"]["method"] for r in records(tmp_path).values()].count("transkimmer") == 1
+
+
 @pytest.mark.parametrize("name", ["transkimmer", "power_bert", "lot", "top", "tr_bert"])
 def test_a_search_comes_near_its_speedups_by_few_trainings(world, monkeypatch, name):
     """Made-up speed-ups, from 1 without pressure to 5 at the end of the knob, steeper and steeper."""

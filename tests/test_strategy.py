@@ -99,6 +99,12 @@ def test_both_figures_are_drawn_by_one_command(results):
     assert {"strategy-mood.svg", "pareto-mood.svg"} <= {path.name for path in (results / "figures").iterdir()}
 
 
+def test_starting_points_alone_are_no_figure(tmp_path, capsys):
+    write_record(tmp_path, "dense", extra={"max_eval_samples": None, "eval_batch_size": 32, "held_out": True})
+    assert run(tmp_path) == 2
+    assert "no finished runs of a method at its own setting in" in capsys.readouterr().err
+
+
 def test_unreadable_and_failed_records_are_passed_over(results):
     (results / "runs" / "finetune" / "mood" / "top-000000000000.json").write_text("{")
     assert run(results) == 0 and "top" not in table(results).index
