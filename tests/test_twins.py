@@ -102,4 +102,4 @@ def test_the_page_says_what_is_left_of_a_lead():
     ]
     page = findings.report([], [], [], "command", (), some)
     assert "gains +1.9 points on average (+1.0 to +2.9); of 2 methods certainly above the usual twin 1 are" in page
-    assert "A lead over random" not in findings.report([], [], [], "command")
+    assert "## A lead over random" not in findings.report([], [], [], "command")
