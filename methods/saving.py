@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -16,6 +17,7 @@ from methods.config import ReducerConfig
 from methods.native import quiet_loading
 
 HUB_ARGUMENTS = ("repo_id", "private", "token", "revision", "create_pr", "commit_message")
+LISTED = 10  # weights that a message names
 
 
 class SavedModel(transformers.PreTrainedModel):
@@ -27,12 +29,19 @@ class SavedModel(transformers.PreTrainedModel):
     accepts_loss_kwargs = False  # losses are means: `Trainer` has to divide them when it accumulates gradients
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
-        """Load what `save_pretrained` wrote: JSON and safetensors only."""
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Self:
+        """Load what `save_pretrained` wrote: JSON and safetensors only.
+
+        Raises:
+            ValueError: weights that the checkpoint lacks, or has in another shape; nothing could stand in for them.
+        """
+        asked = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
         with quiet_loading():
-            loaded = super().from_pretrained(*args, **kwargs | {"use_safetensors": True})
-        own_memory(loaded[0] if isinstance(loaded, tuple) else loaded)
-        return loaded
+            result: Any = super().from_pretrained(*args, **kwargs | asked)
+        loaded, info = result
+        _check_whole(info["missing_keys"], info["mismatched_keys"])
+        own_memory(loaded)
+        return (loaded, info) if output_loading_info else loaded
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -82,6 +91,18 @@ class SavedModel(transformers.PreTrainedModel):
         if mode:
             self.config.facts = {}
         return super().train(mode)
+
+
+def _check_whole(missing: Iterable[str], mismatched: Iterable[tuple[str, Any, Any]]) -> None:
+    """Refuse a checkpoint that lacks weights or has them in another shape: they would hold what lay in memory."""
+    found = [*sorted(missing)]
+    found += [f"{name} ({tuple(held)} instead of {tuple(own)})" for name, held, own in sorted(mismatched)]
+    if found:
+        more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
+        raise ValueError(
+            "the checkpoint does not hold these weights of the reducer, or in another shape: "
+            f"{', '.join(found[:LISTED])}{more}"
+        )
 
 
 def own_memory(model: torch.nn.Module) -> None:

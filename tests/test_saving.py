@@ -1,0 +1,53 @@
+"""What is saved is loaded whole or refused: weights, sizes and what the two configurations say."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+import methods
+from tests.tiny import tiny_reducer
+
+QUERY = "model.bert.encoder.layer.0.attention.self.query.weight"
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("name", [QUERY, "predictors.1.2.bias"])
+def test_a_checkpoint_that_lacks_a_weight_is_refused(name, tmp_path):
+    """Of the stock model or of the method: neither may be what lay in memory."""
+    tiny_reducer("transkimmer").save_pretrained(tmp_path)
+    change_weights(tmp_path, lambda weights: weights.pop(name))
+    for load in (methods.load, AutoModelForSequenceClassification.from_pretrained):
+        with pytest.raises(ValueError, match=f"does not hold these weights of the reducer.*: {re.escape(name)}$"):
+            load(tmp_path)
+
+
+def test_a_weight_of_another_shape_is_refused_even_where_it_could_be_ignored(tmp_path):
+    tiny_reducer("transkimmer").save_pretrained(tmp_path)
+    change_weights(tmp_path, lambda weights: weights.update({QUERY: torch.zeros(2, 3)}))
+    for options in ({}, {"ignore_mismatched_sizes": True}):
+        with pytest.raises(ValueError, match=re.escape(f"shape: {QUERY} ((2, 3) instead of (32, 32))")):
+            methods.load(tmp_path, **options)
+
+
+def test_a_message_names_a_few_weights_and_counts_the_others(tmp_path):
+    tiny_reducer("dense").save_pretrained(tmp_path)
+    change_weights(tmp_path, lambda weights: [weights.pop(name) for name in sorted(weights)[:12]])
+    with pytest.raises(ValueError, match=r", .* and 2 more$"):
+        methods.load(tmp_path)
+
+
+def test_what_was_loaded_is_told_where_asked(tmp_path):
+    reducer = tiny_reducer("dense")
+    reducer.save_pretrained(tmp_path)
+    loaded, told = methods.load(tmp_path, output_loading_info=True)
+    assert type(loaded) is type(reducer) and not told["missing_keys"] and not told["mismatched_keys"]
