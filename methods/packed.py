@@ -96,8 +96,9 @@ class PackedState(TokenState):
         return self.hidden.index_select(0, cumulative(self._counts)[:-1])
 
     def mean(self, values: Tensor) -> Tensor:
-        weights = self.real.to(values.dtype)
-        return self.sum(values * weights.unsqueeze(-1)) / self.sum(weights).unsqueeze(-1)
+        exact = torch.promote_types(values.dtype, torch.float32)  # counts and sums of long texts need more than half
+        weights = self.real.to(exact)
+        return (self.sum(values * weights.unsqueeze(-1)) / self.sum(weights).unsqueeze(-1)).to(values.dtype)
 
     @property
     def scores(self) -> AttentionScores | None:
