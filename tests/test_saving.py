@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 import methods
-from tests.tiny import tiny_reducer
+from tests.tiny import tiny_model, tiny_reducer
 
 QUERY = "model.bert.encoder.layer.0.attention.self.query.weight"
 
@@ -51,3 +51,24 @@ def test_what_was_loaded_is_told_where_asked(tmp_path):
     reducer.save_pretrained(tmp_path)
     loaded, told = methods.load(tmp_path, output_loading_info=True)
     assert type(loaded) is type(reducer) and not told["missing_keys"] and not told["mismatched_keys"]
+
+
+def test_a_subfolder_gives_its_own_options(tmp_path):
+    for folder, threshold in ((tmp_path, 0.9), (tmp_path / "sub", 0.1)):
+        methods.create("deebert", tiny_model("bert"), threshold=threshold).save_pretrained(folder)
+    assert methods.load(tmp_path, subfolder="sub").options.threshold == 0.1
+    assert methods.load(tmp_path).options.threshold == 0.9
+
+
+def test_the_configuration_is_looked_for_where_the_weights_are(monkeypatch, tmp_path):
+    asked = {"revision": "v2", "token": "t", "cache_dir": str(tmp_path), "local_files_only": True}
+    seen = {}
+
+    def read(path, **keywords):
+        seen.update(keywords)
+        raise OSError
+
+    monkeypatch.setattr(methods.ReducerConfig, "from_pretrained", read)
+    with pytest.raises(ValueError, match="nor one on the hub"):
+        methods.load("some/reducer", dtype=torch.float32, **asked)
+    assert seen == asked
