@@ -1,4 +1,4 @@
-"""Half precision in packed mode: long texts are averaged exactly."""
+"""Half precision in packed mode: long texts are averaged exactly, and types that autocast mixes are brought together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 
 import methods
 from methods.packing import segment_sum
-from tests.tiny import tiny_model
+from tests.cases import EVERY
+from tests.tiny import batch_for, logits_of, tiny_model, tiny_reducer
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -32,3 +33,29 @@ def test_the_mean_of_a_long_text_is_as_exact_packed_as_masked():
         with half.mode("masked"):
             masked = half(input_ids=ids).logits
     assert (packed - wanted).abs().max() < 2 * (masked - wanted).abs().max() + 0.01
+
+
+@pytest.mark.parametrize("head", ["classification", "token_classification"])
+@pytest.mark.parametrize("family", ["albert", "electra"])
+def test_autocast_may_give_two_types(family, head, monkeypatch):
+    """As on CUDA, whose autocast norms in float32, projects narrow embeddings to bfloat16, and leaves these alone."""
+    copied, normed = torch.Tensor.index_copy, torch.nn.functional.layer_norm
+
+    def strict(self, *arguments):
+        with torch.autocast("cpu", enabled=False):
+            return copied(self, *arguments)
+
+    def exact(hidden, *arguments):
+        with torch.autocast("cpu", enabled=False):
+            return normed(hidden.float(), *arguments)
+
+    monkeypatch.setattr(torch.Tensor, "index_copy", strict)
+    monkeypatch.setattr(torch.nn.functional, "layer_norm", exact)
+    for name in EVERY:
+        if head in methods.lookup(name).traits.unsupported:
+            continue
+        reducer = tiny_reducer(name, family, head).float().eval()
+        batch = batch_for(reducer)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            output = reducer(**batch)
+        assert logits_of(output, batch["attention_mask"]).isfinite().all(), name
