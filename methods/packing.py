@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 def on_device(values: Sequence[int], device: torch.device) -> Tensor:
     """What the host knows, as a long tensor; a GPU is not waited for."""
-    return _sent(torch.tensor(values, dtype=torch.long), device)
+    return _sent(torch.tensor(values, dtype=torch.long, device="cpu"), device)
 
 
 def _sent(held: Tensor, device: torch.device) -> Tensor:
@@ -44,7 +44,7 @@ class Lengths(list[int]):
     @functools.cached_property
     def bounds(self) -> Tensor:
         """`cu_seqlens` (batch + 1,) int32."""
-        return _sent(torch.tensor([0, *accumulate(self)], dtype=torch.int32), self.device)
+        return _sent(torch.tensor([0, *accumulate(self)], dtype=torch.int32, device="cpu"), self.device)
 
     @functools.cached_property
     def rectangle(self) -> Rectangle:

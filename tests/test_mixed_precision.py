@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import methods
-from methods.packing import segment_sum
+from methods.attention import has_varlen
+from methods.packing import Lengths, on_device, segment_sum
 from tests.cases import EVERY
 from tests.tiny import batch_for, logits_of, tiny_model, tiny_reducer
 
@@ -59,3 +60,26 @@ def test_autocast_may_give_two_types(family, head, monkeypatch):
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
             output = reducer(**batch)
         assert logits_of(output, batch["attention_mask"]).isfinite().all(), name
+
+
+@pytest.mark.parametrize(
+    ("head_size", "dtype", "capability", "taken"),
+    [
+        (64, torch.bfloat16, (8, 0), True),
+        (256, torch.float16, (9, 0), True),
+        (64, torch.float32, (9, 0), False),
+        (20, torch.bfloat16, (9, 0), False),
+        (264, torch.bfloat16, (9, 0), False),
+        (64, torch.float16, (7, 5), False),
+    ],
+)
+def test_the_kernel_for_lengths_is_asked_only_for_what_it_can(head_size, dtype, capability, taken, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    assert has_varlen(torch.zeros(3, 2, head_size, dtype=dtype)) is taken
+
+
+def test_what_the_host_knows_is_on_the_host_whatever_torch_s_default_device():
+    """A GPU's memory cannot be pinned."""
+    with torch.device("meta"):
+        assert on_device([2, 3], torch.device("cpu")).tolist() == [2, 3]
+        assert Lengths([2, 3], torch.device("cpu")).bounds.tolist() == [0, 2, 5]
