@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from methods.backbone import Backbone
 from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Sweep, Traits, build_options, check_fixed
 from methods.encoder import MODES, encode
-from methods.families import MULTI_LABEL, build_model, check_stock, head_of
+from methods.families import build_model, check_stock, head_of
 from methods.inputs import check_keywords, checked_inputs
 from methods.native import with_head
 from methods.recipes import Stage, Trial, Work, fine_tuning_stage
@@ -325,13 +325,11 @@ class TokenReducer(SavedModel):
         position_ids: Tensor | None = None,
     ) -> Inputs:
         """Check a batch and complete it; see `methods.inputs`."""
+        self.config.check_problem(self.backbone.config)
         inputs = checked_inputs(self.backbone, input_ids, attention_mask, token_type_ids, labels, position_ids)
-        labels, head = inputs.labels, self.backbone.head
-        if labels is not None and labels.is_floating_point() and head == "classification":  # as stock models note it
+        if inputs.labels is not None and inputs.labels.is_floating_point() and self.backbone.head == "classification":
             self._refuse("multi_label")
-            for config in (self.backbone.config, self.config):
-                config.problem_type = MULTI_LABEL
-            self.config.backbone_config["problem_type"] = MULTI_LABEL
+            self.config.note_multi_label(self.backbone.config)
         return inputs
 
     # Cost

@@ -11,9 +11,11 @@ import transformers
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from methods.families import MULTI_LABEL
 from methods.trace import Trace
 
 PADDINGS = ("none", "batch", "sequence")
+LABELS = ("id2label", "label2id", "problem_type")
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
@@ -149,15 +151,30 @@ class ReducerConfig(transformers.PreTrainedConfig):
             options=asdict(options),
             backbone_class=type(model).__name__,
             backbone_config=config.to_dict(),
-            id2label=config.id2label,
-            label2id=config.label2id,
-            problem_type=config.problem_type,
-            **{name: getattr(config, name, None) for name in SPECIAL_TOKENS},
+            **{name: getattr(config, name, None) for name in (*LABELS, *SPECIAL_TOKENS)},
         )
 
+    def refresh(self, stock: transformers.PreTrainedConfig, vocab_size: int) -> None:
+        """Take over what became of the `stock` model's configuration, whose embeddings have `vocab_size` rows."""
+        stock.vocab_size = vocab_size
+        self.backbone_config = stock.to_dict()
+
+    def check_problem(self, stock: transformers.PreTrainedConfig) -> None:
+        """Refuse a `problem_type` that was set here after the head was made from the `stock` model's configuration."""
+        if self.problem_type not in (None, stock.problem_type):
+            raise ValueError(
+                f"problem_type of a reducer cannot become '{self.problem_type}' later; set it in the stock model's "
+                "configuration before create, or give it to from_pretrained"
+            )
+
+    def note_multi_label(self, stock: transformers.PreTrainedConfig) -> None:
+        """Note that labels may hold together, as stock models do at the first such labels."""
+        self.problem_type = stock.problem_type = self.backbone_config["problem_type"] = MULTI_LABEL
+
     def stock_config(self) -> transformers.PreTrainedConfig:
-        """The stock model's own configuration object."""
+        """The stock model's own configuration object, with the labels and the kind of problem that this one says."""
         values = dict(self.backbone_config)
+        values |= {name: value for name in LABELS if (value := getattr(self, name)) is not None}
         return transformers.AutoConfig.for_model(values.pop("model_type"), **values)
 
 

@@ -28,9 +28,9 @@ class _Leaping:
 
 
 def _copied(into: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """`into` with `rows` at `index` (rows,), in the wider of their types: autocast gives projections another than norms.
+    """`into` with `rows` at `index` (rows,), in the wider of their types.
 
-    On CUDA it does not bring them together itself.
+    Autocast gives projections another type than norms, and on CUDA does not bring the two together here.
     """
     wider = torch.promote_types(into.dtype, rows.dtype)
     return into.to(wider).index_copy(0, index, rows.to(wider))

@@ -25,6 +25,7 @@ class SavedModel(transformers.PreTrainedModel):
 
     config_class = ReducerConfig
     supports_gradient_checkpointing = True
+    _supports_sdpa = True
     base_model_prefix = "model"
     accepts_loss_kwargs = False  # losses are means: `Trainer` has to divide them when it accumulates gradients
 
@@ -41,7 +42,7 @@ class SavedModel(transformers.PreTrainedModel):
         loaded, info = result
         _check_whole(info["missing_keys"], info["mismatched_keys"])
         own_memory(loaded)
-        return (loaded, info) if output_loading_info else loaded
+        return (loaded, info) if output_loading_info else loaded  # type: ignore[return-value]
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -51,6 +52,8 @@ class SavedModel(transformers.PreTrainedModel):
         **kwargs: Any,
     ) -> None:
         """Write config.json, model.safetensors and a model card, README.md; one of your own is left as it is."""
+        stock = self.model.config
+        self.config.refresh(stock, getattr(self.get_input_embeddings(), "num_embeddings", stock.vocab_size))
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         with quiet_loading():
             super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)

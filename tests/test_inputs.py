@@ -142,6 +142,12 @@ def test_keywords_that_change_nothing_are_let_through(reducer):
         assert torch.equal(reducer(**make_batch(), **harmless).logits, reducer(**make_batch()).logits)
 
 
+def test_another_kind_of_problem_is_refused_once_the_head_is_made(reducer):
+    reducer.config.problem_type = "regression"
+    with pytest.raises(ValueError, match="problem_type of a reducer cannot become 'regression' later; set it in"):
+        reducer(**make_batch(), labels=torch.zeros(5, 3))
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_model_runs_in_its_own_precision(name, dtype):

@@ -1,4 +1,4 @@
-"""Half precision in packed mode: long texts are averaged exactly, and types that autocast mixes are brought together."""
+"""Half precision in packed mode: long texts are averaged exactly, types that autocast mixes fit."""
 
 from __future__ import annotations
 

@@ -72,3 +72,41 @@ def test_the_configuration_is_looked_for_where_the_weights_are(monkeypatch, tmp_
     with pytest.raises(ValueError, match="nor one on the hub"):
         methods.load("some/reducer", dtype=torch.float32, **asked)
     assert seen == asked
+
+
+def test_a_model_of_more_tokens_is_loaded(tmp_path):
+    """Resized through the reducer or the stock model."""
+    for number, part in enumerate(("reducer", "model")):
+        reducer = tiny_reducer("transkimmer")
+        (reducer if part == "reducer" else reducer.model).resize_token_embeddings(64)
+        reducer.save_pretrained(tmp_path / str(number))
+        loaded = methods.load(tmp_path / str(number)).eval()
+        assert loaded.get_input_embeddings().weight.shape == (64, 32) and loaded.model.config.vocab_size == 64
+        ids = torch.tensor([[1, 63, 5]])
+        with torch.no_grad():
+            assert torch.equal(loaded(input_ids=ids).logits, reducer(input_ids=ids).logits)
+
+
+def test_what_from_pretrained_is_told_of_labels_holds(tmp_path):
+    methods.create("dense", tiny_model("bert").float()).save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, problem_type="regression").eval()
+    assert loaded.backbone.head == "regression" and loaded.model.config.problem_type == "regression"
+    batch, values = {"input_ids": torch.tensor([[1, 5, 6]])}, torch.tensor([[0.5, 2.0, -1.0]])
+    with torch.no_grad():
+        stock = loaded.model(**batch, labels=values).loss
+        torch.testing.assert_close(loaded(**batch, labels=values).loss, stock)
+    names = {0: "x", 1: "y", 2: "z"}
+    named = AutoModelForSequenceClassification.from_pretrained(tmp_path, id2label=names)
+    assert named.config.id2label == names == named.model.config.id2label
+    with pytest.raises(ValueError, match=r"model.classifier.bias \(\(3,\) instead of \(5,\)\)"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
+
+
+@pytest.mark.parametrize("kind", ["sdpa", "eager"])
+def test_an_attention_implementation_may_be_named(kind, tmp_path):
+    reducer = tiny_reducer("transkimmer")
+    reducer.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation=kind).eval()
+    ids = torch.tensor([[1, 5, 6]])
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids).logits, reducer(input_ids=ids).logits)
