@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
+import numpy as np
 import transformers
 from torch import Tensor
 from transformers.utils import ModelOutput
@@ -200,20 +201,21 @@ class ReducerOutput(ModelOutput):
 
 
 def build_options(options_class: type[Options], method: str, values: Mapping[str, Any]) -> Options:
-    """Options from plain values; lists become tuples.
+    """Options from plain values; lists, arrays and tensors become tuples, their single values numbers.
 
     Raises:
         ValueError: an unknown name, with the known ones; text or a value that is no number where a number belongs.
     """
+    values = {name: _plain(value) for name, value in values.items()}
     defaults = {f.name: f.default for f in fields(options_class)}
     for name, value in values.items():
         if name not in defaults:
             listed = ", ".join(defaults) or "none"
             raise ValueError(f"{method} has no option '{name}'; its options: {listed}")
         is_number = isinstance(defaults[name], int | float) and not isinstance(defaults[name], bool)
-        if is_number and isinstance(value, str):
+        if is_number and (value is None or isinstance(value, str)):
             raise ValueError(f"{name} of {method} takes a number, got {value!r}")
-    options = options_class(**{key: _tuples(value) for key, value in values.items()})
+    options = options_class(**values)
     for name, value in vars(options).items():
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"{name} of {method} takes a number, got nan")
@@ -237,5 +239,6 @@ def check_fixed(method: str, old: Options, new: Options) -> None:
             )
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+def _plain(value: Any) -> Any:
+    value = value.tolist() if isinstance(value, np.ndarray | np.generic | Tensor) else value
+    return tuple(_plain(item) for item in value) if isinstance(value, (list, tuple)) else value

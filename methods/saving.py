@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import huggingface_hub
 import torch
 import transformers
 
 from methods.card import Facts, write_card
-from methods.config import ReducerConfig
+from methods.config import Options, ReducerConfig
 from methods.native import quiet_loading
 
 HUB_ARGUMENTS = ("repo_id", "private", "token", "revision", "create_pr", "commit_message")
@@ -23,6 +24,8 @@ LISTED = 10  # weights that a message names
 class SavedModel(transformers.PreTrainedModel):
     """A model of transformers that is saved as JSON and safetensors alone, beside a model card."""
 
+    method_name: ClassVar[str]
+    options_class: ClassVar[type[Options]]
     config_class = ReducerConfig
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -34,8 +37,10 @@ class SavedModel(transformers.PreTrainedModel):
         """Load what `save_pretrained` wrote: JSON and safetensors only.
 
         Raises:
-            ValueError: weights that the checkpoint lacks, or has in another shape; nothing could stand in for them.
+            ValueError: a keyword that is an option of the method or of the stock model; weights that the checkpoint
+                lacks, or has in another shape, since nothing could stand in for them.
         """
+        _check_given(cls, kwargs)
         asked = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
         with quiet_loading():
             result: Any = super().from_pretrained(*args, **kwargs | asked)
@@ -94,6 +99,16 @@ class SavedModel(transformers.PreTrainedModel):
         if mode:
             self.config.facts = {}
         return super().train(mode)
+
+
+def _check_given(cls: type[SavedModel], given: Mapping[str, Any]) -> None:
+    """Refuse keywords of `from_pretrained` that belong elsewhere, before transformers stumbles over them."""
+    config = given.get("config")
+    for name in given:
+        if name in {item.name for item in fields(cls.options_class)}:
+            raise ValueError(f"{name} is an option of {cls.method_name}: load the reducer, then call set_options")
+        if isinstance(config, ReducerConfig) and name in config.backbone_config and not hasattr(config, name):
+            raise ValueError(f"{name} is the stock model's: set it in its configuration before create")
 
 
 def _check_whole(missing: Iterable[str], mismatched: Iterable[tuple[str, Any, Any]]) -> None:

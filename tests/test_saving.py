@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -110,3 +111,21 @@ def test_an_attention_implementation_may_be_named(kind, tmp_path):
     ids = torch.tensor([[1, 5, 6]])
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=ids).logits, reducer(input_ids=ids).logits)
+
+
+def test_what_from_pretrained_does_not_take_is_said(tmp_path):
+    methods.create("deebert", tiny_model("bert")).save_pretrained(tmp_path)
+    for load in (methods.load, AutoModelForSequenceClassification.from_pretrained):
+        with pytest.raises(ValueError, match="threshold is an option of deebert: load the reducer, then call set_opt"):
+            load(tmp_path, threshold=0.5)
+        with pytest.raises(ValueError, match="hidden_dropout_prob is the stock model's: set it in its configuration"):
+            load(tmp_path, hidden_dropout_prob=0.0)
+
+
+def test_arrays_are_options_like_lists(tmp_path):
+    lat = methods.create("lat", tiny_model("bert"), length_configuration=np.array([8, 4, 2]), max_length=12)
+    assert lat.options.length_configuration == (8, 4, 2)
+    reducer = methods.create("deebert", tiny_model("bert"), threshold=np.float32(0.5))
+    reducer.set_options(threshold=torch.tensor(0.25))
+    reducer.save_pretrained(tmp_path)
+    assert methods.load(tmp_path).options.threshold == 0.25
