@@ -23,6 +23,8 @@ NORMALISATIONS = ("renormalised", "unnormalised", "epsilon")
 EPSILON = 1e-6
 SHORT = 16  # tokens up to which sequences of equal lengths are gathered, measured on a CPU
 VARLEN_DTYPES = (torch.float16, torch.bfloat16)
+VARLEN_HEAD_SIZE = 256  # the largest, and only multiples of 8
+VARLEN_CAPABILITY = (8, 0)  # the lowest, of a GPU
 MAX_EXPONENT = 20.0  # a removed key may outscore every kept one; its weight only matters for the gradient of its gate
 
 
@@ -173,7 +175,7 @@ def packed_attention(
         context (total_queries, heads, head_size); received and diagonal (total_queries,), or None, None.
     """
     plain = bias is None and places is None and not dropout and not scores
-    if query.is_cuda and plain and query.dtype in VARLEN_DTYPES:
+    if query.is_cuda and plain and has_varlen(query):
         return _varlen_attention(query, key, value, query_lengths, key_lengths), None, None
     if query.is_cuda:  # one launch instead of one for each sequence
         return padded_attention(query, key, value, query_lengths, key_lengths, bias, dropout, scores, places, window)
@@ -199,6 +201,14 @@ def packed_attention(
         else:
             rows.put(output.transpose(1, 2), context)
     return context, received, diagonal
+
+
+def has_varlen(query: Tensor) -> bool:
+    """Whether torch's kernel for variable lengths takes `query` (total_queries, heads, head_size), on CUDA."""
+    head_size = query.shape[-1]
+    if query.dtype not in VARLEN_DTYPES or head_size % 8 or head_size > VARLEN_HEAD_SIZE:
+        return False
+    return torch.cuda.get_device_capability(query.device) >= VARLEN_CAPABILITY
 
 
 def _varlen_attention(

@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.utils import can_return_tuple
 
 from methods.backbone import Backbone
 from methods.config import PADDINGS, Options, ReducerConfig, ReducerOutput, Sweep, Traits, build_options, check_fixed
 from methods.encoder import MODES, encode
-from methods.families import MULTI_LABEL, build_model, check_stock, head_of
-from methods.inputs import check_keywords, checked_inputs
+from methods.families import build_model, check_stock, head_of
+from methods.inputs import checked_ids, checked_inputs
 from methods.native import with_head
 from methods.recipes import Stage, Trial, Work, fine_tuning_stage
 from methods.saving import SavedModel
@@ -261,15 +262,16 @@ class TokenReducer(SavedModel):
         """The mode that the next forward pass runs in; options that remove nothing run masked."""
         return self._forced_mode or ("masked" if self.training or self.state_options().masked_only else "packed")
 
+    @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
         labels: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        position_ids: Tensor | None = None,
         **others: Any,
     ) -> ReducerOutput:
         """Run a batch.
@@ -281,12 +283,12 @@ class TokenReducer(SavedModel):
                 (batch, seq_len) class ids of tokens, negative where there is none (-100), for token classification.
             start_positions, end_positions: (batch,) for span heads; behind the text: none.
         Returns:
-            Logits, trace and, with labels, the loss and its terms.
+            Logits, trace and, with labels, the loss and its terms; with return_dict=False as a tuple, loss first.
         Raises:
             ValueError: an empty batch or sequence, padding on the left, a text longer than the model, shapes that
                 differ, or another keyword of the stock model's that would change the result.
         """
-        check_keywords(others)
+        input_ids = checked_ids(input_ids, others)
         if start_positions is not None and end_positions is not None:
             labels = torch.stack((start_positions.flatten(), end_positions.flatten()), dim=1)
         inputs = self.check_inputs(input_ids, attention_mask, token_type_ids, labels, position_ids)
@@ -325,13 +327,11 @@ class TokenReducer(SavedModel):
         position_ids: Tensor | None = None,
     ) -> Inputs:
         """Check a batch and complete it; see `methods.inputs`."""
+        self.config.check_problem(self.backbone.config)
         inputs = checked_inputs(self.backbone, input_ids, attention_mask, token_type_ids, labels, position_ids)
-        labels, head = inputs.labels, self.backbone.head
-        if labels is not None and labels.is_floating_point() and head == "classification":  # as stock models note it
+        if inputs.labels is not None and inputs.labels.is_floating_point() and self.backbone.head == "classification":
             self._refuse("multi_label")
-            for config in (self.backbone.config, self.config):
-                config.problem_type = MULTI_LABEL
-            self.config.backbone_config["problem_type"] = MULTI_LABEL
+            self.config.note_multi_label(self.backbone.config)
         return inputs
 
     # Cost

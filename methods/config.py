@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
+import numpy as np
 import transformers
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from methods.families import MULTI_LABEL
 from methods.trace import Trace
 
 PADDINGS = ("none", "batch", "sequence")
+LABELS = ("id2label", "label2id", "problem_type")
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
@@ -149,15 +152,30 @@ class ReducerConfig(transformers.PreTrainedConfig):
             options=asdict(options),
             backbone_class=type(model).__name__,
             backbone_config=config.to_dict(),
-            id2label=config.id2label,
-            label2id=config.label2id,
-            problem_type=config.problem_type,
-            **{name: getattr(config, name, None) for name in SPECIAL_TOKENS},
+            **{name: getattr(config, name, None) for name in (*LABELS, *SPECIAL_TOKENS)},
         )
 
+    def refresh(self, stock: transformers.PreTrainedConfig, vocab_size: int) -> None:
+        """Take over what became of the `stock` model's configuration, whose embeddings have `vocab_size` rows."""
+        stock.vocab_size = vocab_size
+        self.backbone_config = stock.to_dict()
+
+    def check_problem(self, stock: transformers.PreTrainedConfig) -> None:
+        """Refuse a `problem_type` that was set here after the head was made from the `stock` model's configuration."""
+        if self.problem_type not in (None, stock.problem_type):
+            raise ValueError(
+                f"problem_type of a reducer cannot become '{self.problem_type}' later; set it in the stock model's "
+                "configuration before create, or give it to from_pretrained"
+            )
+
+    def note_multi_label(self, stock: transformers.PreTrainedConfig) -> None:
+        """Note that labels may hold together, as stock models do at the first such labels."""
+        self.problem_type = stock.problem_type = self.backbone_config["problem_type"] = MULTI_LABEL
+
     def stock_config(self) -> transformers.PreTrainedConfig:
-        """The stock model's own configuration object."""
+        """The stock model's own configuration object, with the labels and the kind of problem that this one says."""
         values = dict(self.backbone_config)
+        values |= {name: value for name in LABELS if (value := getattr(self, name)) is not None}
         return transformers.AutoConfig.for_model(values.pop("model_type"), **values)
 
 
@@ -183,20 +201,21 @@ class ReducerOutput(ModelOutput):
 
 
 def build_options(options_class: type[Options], method: str, values: Mapping[str, Any]) -> Options:
-    """Options from plain values; lists become tuples.
+    """Options from plain values; lists, arrays and tensors become tuples, their single values numbers.
 
     Raises:
         ValueError: an unknown name, with the known ones; text or a value that is no number where a number belongs.
     """
+    values = {name: _plain(value) for name, value in values.items()}
     defaults = {f.name: f.default for f in fields(options_class)}
     for name, value in values.items():
         if name not in defaults:
             listed = ", ".join(defaults) or "none"
             raise ValueError(f"{method} has no option '{name}'; its options: {listed}")
         is_number = isinstance(defaults[name], int | float) and not isinstance(defaults[name], bool)
-        if is_number and isinstance(value, str):
+        if is_number and (value is None or isinstance(value, str)):
             raise ValueError(f"{name} of {method} takes a number, got {value!r}")
-    options = options_class(**{key: _tuples(value) for key, value in values.items()})
+    options = options_class(**values)
     for name, value in vars(options).items():
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"{name} of {method} takes a number, got nan")
@@ -220,5 +239,6 @@ def check_fixed(method: str, old: Options, new: Options) -> None:
             )
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+def _plain(value: Any) -> Any:
+    value = value.tolist() if isinstance(value, np.ndarray | np.generic | Tensor) else value
+    return tuple(_plain(item) for item in value) if isinstance(value, (list, tuple)) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 import transformers
@@ -20,7 +20,7 @@ ARCHITECTURES = {  # head -> how the names of the stock classes that carry it en
 HEADS = tuple(ARCHITECTURES)
 TOKEN_HEADS = ("span_qa", "token_classification")  # these read every token, the others one state of a text
 CAUSAL = ("is_decoder", "add_cross_attention")  # fields of a stock configuration with which a model is no encoder
-MULTI_LABEL = "multi_label_classification"  # the stock configurations' `problem_type` of labels that may hold together
+MULTI_LABEL: Final = "multi_label_classification"  # stock configurations' `problem_type` where labels hold together
 StockModule = Any  # a stock model, encoder or layer, whose parts differ by family and are found by name
 
 

@@ -26,15 +26,18 @@ NOT_TAKEN = (
 )
 
 
-def check_keywords(given: Mapping[str, Any]) -> None:
-    """Refuse keywords that a stock model would obey; others (`return_dict`, columns of a data set) change nothing.
+def checked_ids(input_ids: Tensor | None, given: Mapping[str, Any]) -> Tensor:
+    """The same `input_ids`, unless keywords are `given` that a stock model would obey; others change nothing.
 
     Raises:
-        ValueError: one of `NOT_TAKEN` that is neither None nor False.
+        ValueError: one of `NOT_TAKEN` that is neither None nor False; no tensor of token ids.
     """
     for name in NOT_TAKEN:
         if given.get(name) is not None and given[name] is not False:
             raise ValueError(f"reducers do not take {name}; leave it out, or call the stock model, `reducer.model`")
+    if not isinstance(input_ids, Tensor):
+        raise ValueError(f"input_ids must be a tensor (batch, seq_len), got {type(input_ids).__name__}")
+    return input_ids
 
 
 def checked_inputs(
@@ -80,7 +83,8 @@ def checked_inputs(
 def checked_labels(backbone: Backbone, labels: Tensor, input_ids: Tensor) -> Tensor:
     """Labels as losses read them: (batch,) long classes, or, where several may hold at once, (batch, num_labels) float.
 
-    Classes may be (batch, 1); values, (batch, num_labels) or (batch,), spans and labels of tokens stay as they are.
+    Classes may be (batch, 1), or () of a single text; values, (batch, num_labels) or (batch,), spans and labels of
+    tokens stay as they are.
     Where the model's configuration leaves open whether classes exclude one another, labels decide, as in the stock
     model: float ones may hold together.
 
@@ -88,6 +92,7 @@ def checked_labels(backbone: Backbone, labels: Tensor, input_ids: Tensor) -> Ten
         ValueError: labels of another batch, shape or kind.
     """
     rows, classes = len(input_ids), backbone.num_labels
+    labels = labels.reshape(1) if labels.dim() == 0 else labels
     if len(labels) != rows:
         raise ValueError(f"{len(labels)} labels for {rows} sequences")
     if backbone.head == "token_classification" and labels.shape != input_ids.shape:

@@ -59,12 +59,12 @@ def _span_forward(cls: type[TokenReducer]) -> Any:
 
     def forward(
         self: TokenReducer,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        position_ids: Tensor | None = None,
         **others: Any,
     ) -> ReducerOutput:
         return cls.forward(
@@ -72,9 +72,9 @@ def _span_forward(cls: type[TokenReducer]) -> Any:
             input_ids,
             attention_mask,
             token_type_ids,
+            position_ids,
             start_positions=start_positions,
             end_positions=end_positions,
-            position_ids=position_ids,
             **others,
         )
 

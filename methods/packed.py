@@ -27,6 +27,15 @@ class _Leaping:
     sequence_index: Tensor
 
 
+def _copied(into: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """`into` with `rows` at `index` (rows,), in the wider of their types.
+
+    Autocast gives projections another type than norms, and on CUDA does not bring the two together here.
+    """
+    wider = torch.promote_types(into.dtype, rows.dtype)
+    return into.to(wider).index_copy(0, index, rows.to(wider))
+
+
 class PackedState(TokenState):
     """Tokens as (total_tokens,), sequences end to end in input order; [CLS] is the first row of its sequence.
 
@@ -96,8 +105,9 @@ class PackedState(TokenState):
         return self.hidden.index_select(0, cumulative(self._counts)[:-1])
 
     def mean(self, values: Tensor) -> Tensor:
-        weights = self.real.to(values.dtype)
-        return self.sum(values * weights.unsqueeze(-1)) / self.sum(weights).unsqueeze(-1)
+        exact = torch.promote_types(values.dtype, torch.float32)  # counts and sums of long texts need more than half
+        weights = self.real.to(exact)
+        return (self.sum(values * weights.unsqueeze(-1)) / self.sum(weights).unsqueeze(-1)).to(values.dtype)
 
     @property
     def scores(self) -> AttentionScores | None:
@@ -244,7 +254,7 @@ class PackedState(TokenState):
             if self._stopped is None:
                 self._stopped = self.hidden.new_zeros(len(self._entered["_flat"]), self.hidden.shape[-1])
             last = self.hidden if self._layer_input is None else self._layer_input
-            self._stopped = self._stopped.index_copy(0, self._entry[gone], last[gone])
+            self._stopped = _copied(self._stopped, self._entry[gone], last[gone])
         self._select(index)
         self._set_counts(counts, lengths, self._index.index_select(0, index))
 
@@ -263,7 +273,7 @@ class PackedState(TokenState):
         """Put the tokens that leapt over the layer back between the others, in input order."""
         assert self._leaping is not None
         before = self._leaping
-        self.hidden = before.hidden.index_copy(0, before.index, self.hidden)
+        self.hidden = _copied(before.hidden, before.index, self.hidden)
         self.scores = self._leaping = None
         self._enter(before.entry)
         self._set_counts(before.counts, before.lengths, before.sequence_index)
@@ -279,7 +289,7 @@ class PackedState(TokenState):
         if self._logits is None:
             self._logits = logits.new_zeros(len(self.trace.input_lengths), logits.shape[1])
         leavers = self.sequences[gone]
-        self._logits = self._logits.index_copy(0, leavers, logits[gone])
+        self._logits = _copied(self._logits, leavers, logits[gone])
         self.trace.record_exit(self.layer, leavers)
         lengths = [length for length, leaves in zip(self._lengths, left, strict=True) if not leaves]
         self._select(torch.nonzero_static(self.expand(~leaving), size=sum(lengths)).squeeze(1))
@@ -322,7 +332,7 @@ class PackedState(TokenState):
         entered = len(self._entered["_flat"])
         if len(hidden) < entered:
             stopped = hidden.new_zeros(entered, hidden.shape[-1]) if self._stopped is None else self._stopped
-            hidden = stopped.index_copy(0, self._entry, hidden)
+            hidden = _copied(stopped, self._entry, hidden)
         logits, real = backbone.read_tokens(hidden), self.trace.attention_mask
         lowest = torch.finfo(logits.dtype).min
         return pad(logits, self._rows, lowest).masked_fill(~real.unsqueeze(-1), lowest)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 def on_device(values: Sequence[int], device: torch.device) -> Tensor:
     """What the host knows, as a long tensor; a GPU is not waited for."""
-    return _sent(torch.tensor(values, dtype=torch.long), device)
+    return _sent(torch.tensor(values, dtype=torch.long, device="cpu"), device)
 
 
 def _sent(held: Tensor, device: torch.device) -> Tensor:
@@ -44,7 +44,7 @@ class Lengths(list[int]):
     @functools.cached_property
     def bounds(self) -> Tensor:
         """`cu_seqlens` (batch + 1,) int32."""
-        return _sent(torch.tensor([0, *accumulate(self)], dtype=torch.int32), self.device)
+        return _sent(torch.tensor([0, *accumulate(self)], dtype=torch.int32, device="cpu"), self.device)
 
     @functools.cached_property
     def rectangle(self) -> Rectangle:
@@ -108,8 +108,13 @@ def pad(packed: Tensor, mask: Tensor, value: float = 0.0) -> Tensor:
 
 
 def segment_sum(values: Tensor, index: Tensor, count: int) -> Tensor:
-    """Sum packed `values` (total_tokens, ...) per sequence -> (count, ...); `index` from `sequence_index`."""
-    return values.new_zeros(count, *values.shape[1:]).index_add(0, index, values)
+    """Sum packed `values` (total_tokens, ...) per sequence -> (count, ...); `index` from `sequence_index`.
+
+    Half precision is added up in float32: bfloat16 cannot count beyond 256.
+    """
+    exact = torch.promote_types(values.dtype, torch.float32) if values.is_floating_point() else values.dtype
+    sums = values.new_zeros(count, *values.shape[1:], dtype=exact).index_add(0, index, values.to(exact))
+    return sums.to(values.dtype)
 
 
 def segment_rank(values: Tensor, lengths: Tensor, index: Tensor | None = None) -> Tensor:

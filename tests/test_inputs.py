@@ -142,6 +142,47 @@ def test_keywords_that_change_nothing_are_let_through(reducer):
         assert torch.equal(reducer(**make_batch(), **harmless).logits, reducer(**make_batch()).logits)
 
 
+@pytest.mark.parametrize("head", ["classification", "span_qa"])
+def test_a_tuple_is_given_where_asked(head):
+    reducer, batch = tiny_reducer("dense", head=head), make_batch()
+    output, given = reducer(**batch), reducer(**batch, return_dict=False)
+    assert isinstance(given, tuple) and len(given) == len(output.to_tuple())
+    assert torch.equal(given[0], output[0])
+
+
+def test_what_is_no_tensor_of_ids_is_refused(reducer):
+    with pytest.raises(ValueError, match="reducers do not take inputs_embeds"):
+        reducer(inputs_embeds=torch.zeros(1, 3, 32))
+    for ids, kind in ((None, "NoneType"), ([[1, 2]], "list")):
+        with pytest.raises(ValueError, match=rf"input_ids must be a tensor \(batch, seq_len\), got {kind}"):
+            reducer(input_ids=ids)
+
+
+@pytest.mark.parametrize("head", ["classification", "span_qa", "token_classification"])
+def test_positions_stand_fourth_as_in_bert(head):
+    reducer, batch = tiny_reducer("dense", head=head), make_batch((7, 7))
+    model, places = reducer.model, torch.arange(7).flip(0).expand(2, 7)
+    mask, types = batch["attention_mask"], torch.zeros_like(batch["input_ids"])
+    with torch.no_grad():
+        a, b = (logits_of(run(batch["input_ids"], mask, types, places), mask) for run in (reducer, model))
+    torch.testing.assert_close(a, b)
+
+
+def test_a_label_of_one_text_needs_no_dimension(reducer):
+    batch = make_batch((7,))
+    with torch.no_grad():
+        losses = [reducer(**batch, labels=labels).loss for labels in (torch.tensor(1), torch.tensor([1]))]
+    assert torch.equal(*losses)
+    with pytest.raises(ValueError, match="1 labels for 5 sequences"):
+        reducer(**make_batch(), labels=torch.tensor(1))
+
+
+def test_another_kind_of_problem_is_refused_once_the_head_is_made(reducer):
+    reducer.config.problem_type = "regression"
+    with pytest.raises(ValueError, match="problem_type of a reducer cannot become 'regression' later; set it in"):
+        reducer(**make_batch(), labels=torch.zeros(5, 3))
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_model_runs_in_its_own_precision(name, dtype):
@@ -291,7 +332,7 @@ def test_a_reducer_of_a_method_that_is_not_here_is_refused(tmp_path):
         methods.load(tmp_path)
 
 
-@pytest.mark.parametrize("value", [float("nan"), "x"])
+@pytest.mark.parametrize("value", [float("nan"), "x", None])
 def test_an_option_that_is_a_number_takes_no_other_thing(value):
     with pytest.raises(ValueError, match=f"skim_weight of transkimmer takes a number, got {value!r}"):
         methods.create("transkimmer", tiny_model("bert"), skim_weight=value)
