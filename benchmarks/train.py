@@ -284,12 +284,7 @@ def _gradients(reducer: TokenReducer, stage: Stage, batch: Batch, compute: Compu
 def _optimizer(groups: list[tuple[ParameterGroup, list[nn.Parameter]]], stage: Stage) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [
-            {
-                "params": members,
-                "lr": group.learning_rate,
-                "weight_decay": group.weight_decay,
-                "maximize": group.maximize,
-            }
+            {"params": members, "lr": group.learning_rate, "weight_decay": group.weight_decay}
             for group, members in groups
         ],
         betas=stage.adam_betas,
