@@ -102,7 +102,7 @@ def _begin(model: TokenReducer, stage: Stage, state: Any) -> None:
         )
     known = {name for name, _ in model.named_parameters()}
     weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    model.begin_stage(stage, state.max_steps)
+    model.begin_stage(stage.but(teacher=None), state.max_steps)  # the model as it stands is not what it began with
     made = [name for name, _ in model.named_parameters() if name not in known]
     if made:
         raise ValueError(

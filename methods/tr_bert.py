@@ -206,7 +206,8 @@ class TrBert(TokenReducer):
         state = rollout.run(inputs, mode, self.state_options())
         logits = state.outputs(self.backbone)
         task = gold = self.gold_loss(logits, replicate(labels, replicas))
-        if options.distill and self.stage != POLICY and self._teacher is not None:
+        taught_here = self.stage == JOINT or (self.stage != POLICY and self._teacher is not None)
+        if options.distill and taught_here:
             taught = replicate(self.teacher.teach(inputs).logits, replicas)
             task = self.soft_loss(
                 logits, taught, multi_label=labels.is_floating_point(), real=replicate(inputs.attention_mask, replicas)
