@@ -27,6 +27,7 @@ from methods.state import Decision, Inputs, StateOptions, TokenState
 from methods.task_loss import task_loss
 from methods.teacher import Taught
 from methods.trace import Trace
+from methods.unlabelled import watch
 
 
 class TokenReducer(Taught, SavedModel):
@@ -288,6 +289,8 @@ class TokenReducer(Taught, SavedModel):
         losses = None
         if inputs.labels is not None:
             losses = self.losses(state, logits, inputs) if self.training else self._task_only(logits, inputs.labels)
+        elif self.training:
+            watch(self, logits)
         return self.output(logits, losses, state.trace)
 
     def _task_only(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
