@@ -60,3 +60,18 @@ def test_the_joint_stage_of_tr_bert_distils(monkeypatch):
         reducer.begin_stage(next(stage for stage in stages_of(reducer) if stage.name == name), 10)
         reducer(**batch, **labels_for(reducer, batch))
     assert taught == [JOINT]
+
+
+def test_a_teacher_follows_its_batch(monkeypatch):
+    """Set before the reducer moved to another device."""
+    reducer = methods.create("lot", tiny_model("bert").float())
+    reducer.set_teacher(reducer.model)
+    inputs = reducer.check_inputs(**batch_for(reducer))
+    inputs.input_ids = inputs.input_ids.to("meta")
+
+    def look(teacher, *arguments):
+        raise RuntimeError(str(teacher.model.device))
+
+    monkeypatch.setattr("methods.teacher.encode", look)
+    with pytest.raises(RuntimeError, match="meta"):
+        reducer.teacher.teach(inputs)
