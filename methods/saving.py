@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import huggingface_hub
 import torch
@@ -33,6 +33,11 @@ class SavedModel(transformers.PreTrainedModel):
             loaded = super().from_pretrained(*args, **kwargs | {"use_safetensors": True})
         own_memory(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise ValueError(
+            "reducers do not run in nn.DataParallel; use torchrun, or show one GPU by CUDA_VISIBLE_DEVICES=0"
+        )
 
     def save_pretrained(  # type: ignore[override]
         self,
