@@ -87,5 +87,5 @@ def test_an_update_under_bfloat16_autocast_follows_the_exact_one(name):
 
 def test_data_parallel_is_refused():
     """Its replicas would run the modules of the first device."""
-    with pytest.raises(ValueError, match="reducers do not run in nn.DataParallel; use torchrun"):
+    with pytest.raises(ValueError, match=r"reducers do not run in nn\.DataParallel; use torchrun"):
         tiny_reducer("transkimmer")._replicate_for_data_parallel()
