@@ -63,7 +63,7 @@ class Teacher:
         """
         self._scored, self._gradients = frozenset(score_layers), gradients
         if self.model.device != inputs.input_ids.device:  # the student has moved since
-            self.model.to(inputs.input_ids.device)  # type: ignore[arg-type]
+            self.model.to(inputs.input_ids.device)
         # Weights are frozen, but what checkpointing asks of embeddings would still record a graph.
         with nullcontext() if gradients else torch.no_grad():
             state = encode(self, inputs, "masked", options or StateOptions())
