@@ -284,7 +284,12 @@ def _gradients(reducer: TokenReducer, stage: Stage, batch: Batch, compute: Compu
 def _optimizer(groups: list[tuple[ParameterGroup, list[nn.Parameter]]], stage: Stage) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [
-            {"params": members, "lr": group.learning_rate, "weight_decay": group.weight_decay}
+            {
+                "params": members,
+                "lr": group.learning_rate,
+                "weight_decay": group.weight_decay,
+                "maximize": group.maximize,
+            }
             for group, members in groups
         ],
         betas=stage.adam_betas,

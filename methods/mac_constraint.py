@@ -1,4 +1,4 @@
-"""ToP's constraint: what a share of tokens per layer costs, differentiable in the shares; its price (section 2.7)."""
+"""ToP's count of what a share of tokens per layer costs, differentiable in the shares (section 2.7 of its notes)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,3 @@ def sparsity(backbone: Backbone, shares: Tensor, lengths: Tensor, *, drops_early
     """Share of the layers' MACs, without padding, that is saved on each text; (texts,)."""
     costs = [layer_macs(backbone, x, lengths, drops_early=drops_early) for x in (shares, torch.ones_like(shares))]
     return 1 - costs[0] / costs[1]
-
-
-def climbing(multiplier: Tensor) -> Tensor:
-    """The same value with its gradient turned round, so that an optimizer that descends makes `multiplier` climb."""
-    return 2 * multiplier.detach() - multiplier

@@ -25,6 +25,7 @@ class ParameterGroup:
             gradient keeps its sign. For parameters that are a knob and must get somewhere, however few the updates.
         decay: replaces the stage's, its warm-up included.
         clipped: counts in, and is scaled by, the gradient-norm clip.
+        maximize: gradient ascent (multipliers of a constraint).
     """
 
     patterns: tuple[str, ...] = ("*",)
@@ -34,6 +35,7 @@ class ParameterGroup:
     weight_decay: float = 0.0
     decay: str | None = None
     clipped: bool = True
+    maximize: bool = False
 
     def holds(self, name: str) -> bool:
         """Whether the parameter called `name` belongs here."""

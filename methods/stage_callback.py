@@ -21,11 +21,11 @@ class StageCallback(transformers.TrainerCallback):
 
     Schedules inside losses (a weight that rises) then follow the training, and parameters are projected after each
     update. With a `stage`, the Trainer's optimizer trains what the stage trains: parameters of none of its groups are
-    frozen until the end, those that the stage makes as it begins (PoWER-BERT's retention) join. Each group has the
-    recipe's learning rate and weight decay, since they differ a thousandfold; `learning_rate` and `weight_decay` of the
-    `TrainingArguments` are not used. Change them by `stage.but(groups=...)`. Schedule, epochs, batch size, clipping (of
-    all gradients together) and the kind of optimizer remain those of the `TrainingArguments`; a group with a `decay` of
-    its own keeps it.
+    frozen until the end, those that the stage makes as it begins (PoWER-BERT's retention) join, multipliers of a
+    constraint (ToP) climb. Each group has the recipe's learning rate and weight decay, since they differ a
+    thousandfold; `learning_rate` and `weight_decay` of the `TrainingArguments` are not used. Change them by
+    `stage.but(groups=...)`. Schedule, epochs, batch size, clipping (of all gradients together) and the kind of
+    optimizer remain those of the `TrainingArguments`; a group with a `decay` of its own keeps it.
 
     Training may go on from a checkpoint of the Trainer, given the teacher by `set_teacher` if the stage has one, unless
     the stage makes parameters as it begins. Parameters that were frozen before stay so.
@@ -165,6 +165,12 @@ class _Regrouped:
                 f"stage {stage.name} needs a schedule that follows the updates alone, got {type(scheduler).__name__}; "
                 'set lr_scheduler_type="linear", "cosine" or "constant"'
             )
+        climbs = any(group.maximize for group in stage.groups)
+        if climbs and "maximize" not in optimizer.defaults:
+            raise ValueError(
+                f"stage {stage.name} has multipliers that climb, which {type(optimizer).__name__} cannot do; set "
+                'optim="adamw_torch"'
+            )
         self._before, self._optimizer, self._scheduler = before, optimizer, scheduler
         self._made: list[dict[str, Any]] = optimizer.param_groups  # as the Trainer made them
         self._rates = scheduler.base_lrs, scheduler.lr_lambdas
@@ -186,7 +192,8 @@ class _Regrouped:
         optimizer.param_groups = []
         for (group, members), peak, rate in zip(assigned, peaks, rates, strict=True):
             settings = {"params": members, "lr": rate, "initial_lr": peak, "weight_decay": group.weight_decay}
-            optimizer.param_groups.append({**optimizer.defaults, **settings})
+            climbing = {"maximize": group.maximize} if "maximize" in optimizer.defaults else {}
+            optimizer.param_groups.append({**optimizer.defaults, **settings, **climbing})
         scheduler.base_lrs, scheduler.lr_lambdas, scheduler._last_lr = list(peaks), factors, list(rates)
 
     def _as_made(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

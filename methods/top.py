@@ -24,7 +24,7 @@ from methods.base import TokenReducer
 from methods.config import Knob, Options, Sweep, Traits
 from methods.distillation import softened_divergence
 from methods.hard_concrete import BOUND, open_bits, open_probability, sample
-from methods.mac_constraint import climbing, sparsity
+from methods.mac_constraint import sparsity
 from methods.precision import ScalarsInFloat32
 from methods.ranking import arp2, bins_of
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, short_stage
@@ -273,7 +273,7 @@ class Top(ScalarsInFloat32, TokenReducer):
                 "distillation": softened_divergence(logits, lesson.logits, temperature, head, inputs.attention_mask)
             }
         return terms | {
-            "constraint": climbing(self.lambda_1) * excess + climbing(self.lambda_2) * excess**2,
+            "constraint": self.lambda_1 * excess + self.lambda_2 * excess**2,
             "ranking": weight * self._ranking(state, lesson.scores[last]),
         }
 
@@ -321,11 +321,11 @@ class Top(ScalarsInFloat32, TokenReducer):
 
 
 def _groups(backbone: float, pattern: float, lambda_1: float, lambda_2: float) -> tuple[ParameterGroup, ...]:
-    """Learning rates of pattern, multipliers and backbone, whose embeddings are frozen."""
+    """Learning rates of pattern, multipliers (which climb) and backbone, whose embeddings are frozen."""
     shared: dict[str, Any] = {"decay": "constant", "clipped": False}
     return (
         ParameterGroup(patterns=("*_loga",), learning_rate=pattern, **shared),
-        ParameterGroup(patterns=("lambda_1",), learning_rate=lambda_1, **shared),
-        ParameterGroup(patterns=("lambda_2",), learning_rate=lambda_2, **shared),
+        ParameterGroup(patterns=("lambda_1",), learning_rate=lambda_1, maximize=True, **shared),
+        ParameterGroup(patterns=("lambda_2",), learning_rate=lambda_2, maximize=True, **shared),
         ParameterGroup(but_not=("*.embeddings.*",), learning_rate=backbone),
     )

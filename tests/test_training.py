@@ -158,10 +158,10 @@ def test_a_search_follows_the_training_of_its_stage_and_is_recorded(monkeypatch)
         train_stage(reducer, STAGE.but(search=True), features(), 0, seed=1, compute=Compute())
 
 
-def test_a_group_keeps_its_rate_and_leaves_names_out():
+def test_a_group_climbs_keeps_its_rate_and_leaves_names_out():
     reducer = fresh()
     groups = (
-        ParameterGroup(patterns=("predictors.0.*",), learning_rate=1e-3, decay="constant"),
+        ParameterGroup(patterns=("predictors.0.*",), learning_rate=1e-3, maximize=True, decay="constant"),
         ParameterGroup(patterns=("*",), but_not=("*embeddings*",), learning_rate=1e-3),
     )
     owned = [names for _, names in assign_parameters(reducer, groups)]
@@ -169,8 +169,12 @@ def test_a_group_keeps_its_rate_and_leaves_names_out():
     assert not reducer.model.bert.embeddings.word_embeddings.weight.requires_grad
     assert rate_factor(STAGE.but(warmup=0.5), 1, 10, groups[0]) == 1.0
     before = reducer.model.bert.embeddings.word_embeddings.weight.clone()
-    train_stage(reducer, STAGE.but(groups=groups), features(), 0, seed=1, compute=Compute())
+    stage = Stage(name="skim", epochs=1, groups=groups, batch_size=16)
+    up = train_one(stage.but(groups=(groups[0],)))
+    down = train_one(stage.but(groups=(ParameterGroup(patterns=("predictors.0.*",), learning_rate=1e-3),)))
     assert torch.equal(before, reducer.model.bert.embeddings.word_embeddings.weight)
+    torch.testing.assert_close(up, -down, rtol=1e-3, atol=1e-5)
+    assert up.abs().max() > 1e-4
 
 
 def train_one(stage: Stage) -> torch.Tensor:
