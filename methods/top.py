@@ -273,9 +273,13 @@ class Top(ScalarsInFloat32, TokenReducer):
                 "distillation": softened_divergence(logits, lesson.logits, temperature, head, inputs.attention_mask)
             }
         return terms | {
-            "constraint": self.lambda_1 * excess + self.lambda_2 * excess**2,
+            "constraint": self._price(self.lambda_1) * excess + self._price(self.lambda_2) * excess**2,
             "ranking": weight * self._ranking(state, lesson.scores[last]),
         }
+
+    def _price(self, multiplier: Tensor) -> Tensor:
+        """A stage's optimizer climbs a multiplier; outside, where one may only descend, its gradient turns round."""
+        return multiplier if self.stage else 2 * multiplier.detach() - multiplier
 
     def _ranking(self, state: TokenState, target: AttentionScores) -> Tensor:
         """ARP2 of each early layer's scores against the last layer's of the teacher, summed over layers."""
