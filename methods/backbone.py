@@ -5,8 +5,9 @@ A layer is seen as two blocks. The *attention* block is query/key/value projecti
 Where norms stand before the blocks (ModernBERT), hooks see the residual stream, and the head what `finish` makes of it.
 Positions that turn queries and keys, and windows of local attention, are those of the input: removing a token brings no
 others closer together.
-A reducer may decide between the two, so neither block is ever called through the stock layer's own `forward`; the stock
-sub-modules themselves are called, so hooks and adapters that users put on them keep working.
+A reducer may decide between the two, so neither block is ever called through the stock layer's own `forward`, nor are
+the model, its encoder or the attention module: hooks on these never run. What they consist of (embeddings, projections,
+norms, feed-forward, pooler, head) is called, so hooks and adapters on such modules keep working.
 """
 
 from __future__ import annotations

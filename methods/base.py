@@ -26,11 +26,12 @@ from methods.recipes import Stage, Trial, Work, fine_tuning_stage
 from methods.saving import SavedModel
 from methods.state import Decision, Inputs, StateOptions, TokenState
 from methods.task_loss import task_loss
-from methods.teacher import Teacher
+from methods.teacher import Taught
 from methods.trace import Trace
+from methods.unlabelled import watch
 
 
-class TokenReducer(SavedModel):
+class TokenReducer(Taught, SavedModel):
     """Base class of all methods: one stock model, one set of options, hooks that decide what is still computed.
 
     A method overrides the hooks it needs (`before_layer`, `after_attention`, `after_layer`), `losses` for its loss
@@ -51,7 +52,6 @@ class TokenReducer(SavedModel):
         self.progress = 1.0  # share of that stage's updates done
         self.observed: dict[str, list[float]] = {}  # what `observe` noted in that stage
         self._forced_mode: str | None = None
-        self._teacher: Teacher | None = None
         self._refuse(self.backbone.head, *(["multi_label"] if self.backbone.multi_label else []))
         self.check_options(self.options)
         self.build()
@@ -170,18 +170,6 @@ class TokenReducer(SavedModel):
         """Options that the recipe sets for `task`, where they differ from the defaults."""
         return {}
 
-    @property
-    def teacher(self) -> Teacher:
-        """The frozen model that the method learns from; a copy of the model as it stands where none was set."""
-        if self._teacher is None:
-            self.set_teacher(self.model)
-        assert self._teacher is not None
-        return self._teacher
-
-    def set_teacher(self, model: transformers.PreTrainedModel | None) -> None:
-        """Learn from a frozen copy of `model`, usually the fine-tuned dense one; None forgets the teacher."""
-        self._teacher = None if model is None else Teacher(model)
-
     @classmethod
     def sweep_values(cls, task: Any, metrics: Mapping[str, Any]) -> tuple[Any, ...]:
         """Settings that a sweep tries on a trained model, from light to strong pressure.
@@ -206,12 +194,14 @@ class TokenReducer(SavedModel):
         self.set_options(**self.sweep_options(value, vars(self.options), self.backbone.num_layers))
 
     def begin_stage(self, stage: Stage, updates: int) -> None:
-        """Called before a stage of `updates` optimizer updates trains; its teacher is set already.
+        """Called before a stage of `updates` optimizer updates trains; one with a teacher has it from here on.
 
         A killed stage is begun again in this way, then its weights and options are restored: what a method carries from
         one update or stage to the next lies in these (parameters, buffers, options) or follows from `progress`.
         """
         self.stage, self.progress, self.observed = stage.name, 0.0, {}
+        if stage.teacher is not None:
+            self.renew_teacher()
 
     def end_stage(self, stage: Stage) -> None:
         """Called when a stage has trained."""
@@ -301,6 +291,8 @@ class TokenReducer(SavedModel):
         losses = None
         if inputs.labels is not None:
             losses = self.losses(state, logits, inputs) if self.training else self._task_only(logits, inputs.labels)
+        elif self.training:
+            watch(self, logits)
         return self.output(logits, losses, state.trace)
 
     def _task_only(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

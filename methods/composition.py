@@ -153,7 +153,7 @@ class Composition(TokenReducer):
     def set_teacher(self, model: transformers.PreTrainedModel | None) -> None:
         super().set_teacher(model)
         for part in self._both:
-            part._teacher = self._teacher
+            part._teacher, part._copied = self._teacher, False
 
     def begin_stage(self, stage: Stage, updates: int) -> None:
         super().begin_stage(stage, updates)

@@ -205,7 +205,7 @@ def check_stock(model: nn.Module) -> None:
     if type(model) is not getattr(transformers, name, None):
         raise ValueError(
             f"{type(model).__module__}.{name} is no class of transformers: its own forward would not be called; put "
-            "its weights into a stock model, or wrap modules of that (hooks and adapters are called)"
+            "its weights into a stock model, or wrap modules inside its layers (hooks and adapters are called there)"
         )
 
 

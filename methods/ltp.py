@@ -5,8 +5,9 @@ Departures by default: scores are divided by a pinned length, as in the public c
 own (`score_divisor="live"`); thresholds rise from layer 1 on as documented (`schedule="code"`: the public code's, one
 layer later, so that the first never prunes); padding is no part of the regulariser (`regularise_over="padded"`) and the
 first token always stays. A threshold has no floor (public code: 1e-5). Thresholds are saved as they are, not as
-offsets to a schedule. For span heads a pruned token keeps its last state; the public code goes on computing it, as it
-computes every token (`mask_only=True`).
+offsets to a schedule. Scores are read before attention dropout (`noisy_scores`), and the gradient clip leaves the
+thresholds out (public code: clipped together with the weights). For span heads a pruned token keeps its last state; the
+public code goes on computing it, as it computes every token (`mask_only=True`).
 """
 
 from __future__ import annotations

@@ -119,23 +119,38 @@ def lower_parts(backbone: Backbone, layers: int) -> list[nn.Module]:
     return list(dict.fromkeys(part for part in parts if part is not None))
 
 
-class Fingerprint:
-    """Digest of weights, computed again only when a weight has been replaced or changed in place.
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; torch does not count it for one that was made in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
 
-    Changes that torch does not count (by fused optimizers, through `.data`) are not seen: take a new one after them.
+
+def adapters_of(parts: list[nn.Module]) -> list[str]:
+    """Which of their adapters the modules inside use, as PEFT's tell; one line each."""
+    modules = (module for part in parts for module in part.modules() if hasattr(module, "active_adapters"))
+    return [f"{module.active_adapters} {getattr(module, 'disable_adapters', False)}" for module in modules]
+
+
+class Fingerprint:
+    """Digest of weights and adapters in use, computed again only when one is replaced, changed in place or switched.
+
+    Changes that torch does not count (by fused optimizers, through `.data`, of weights made in inference mode) are not
+    seen: take a new one after them.
     """
 
     def __init__(self) -> None:
         self._seen: list[tuple[Tensor, int]] = []  # weights, kept so that no other takes their place, and versions
+        self._adapters: list[str] = []
         self._value = ""
 
     def of(self, backbone: Backbone, layers: int) -> str:
-        """Digest of the weights of the embeddings and the first `layers` layers."""
+        """Digest of the weights, and the adapters in use, of the embeddings and the first `layers` layers."""
         parts = lower_parts(backbone, layers)
         tensors = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
-        if len(tensors) != len(self._seen) or not all(map(self._same, tensors, self._seen)):
-            self._seen = [(tensor.detach(), tensor._version) for tensor in tensors]
-            digest = hashlib.sha256()
+        adapters = adapters_of(parts)
+        same = len(tensors) == len(self._seen) and adapters == self._adapters
+        if not same or not all(map(self._same, tensors, self._seen)):
+            self._seen, self._adapters = [(tensor.detach(), version_of(tensor)) for tensor in tensors], adapters
+            digest = hashlib.sha256("\n".join(adapters).encode())
             for tensor, _ in self._seen:
                 digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -145,7 +160,7 @@ class Fingerprint:
     @staticmethod
     def _same(tensor: Tensor, seen: tuple[Tensor, int]) -> bool:
         known, version = seen
-        return tensor.data_ptr() == known.data_ptr() and tensor.dtype == known.dtype and tensor._version == version
+        return tensor.data_ptr() == known.data_ptr() and tensor.dtype == known.dtype and version_of(tensor) == version
 
 
 def fill(

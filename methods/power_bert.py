@@ -167,7 +167,7 @@ class PowerBert(TokenReducer):
         return StateOptions(
             training=self.training,
             run_padding=self.options.count_pad_queries,
-            attention_dropout=self.options.attention_dropout,
+            attention_dropout=None if self.stage == FINE_TUNE else self.options.attention_dropout,
         )
 
     def executed_tokens(self, trace: Trace, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import huggingface_hub
 import torch
@@ -48,6 +48,11 @@ class SavedModel(transformers.PreTrainedModel):
         _check_whole(info["missing_keys"], info["mismatched_keys"])
         own_memory(loaded)
         return (loaded, info) if output_loading_info else loaded  # type: ignore[return-value]
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise ValueError(
+            "reducers do not run in nn.DataParallel; use torchrun, or show one GPU by CUDA_VISIBLE_DEVICES=0"
+        )
 
     def save_pretrained(  # type: ignore[override]
         self,

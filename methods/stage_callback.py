@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from methods.base import TokenReducer
-from methods.recipes import ParameterGroup, Stage, assign_parameters, rate_factor
+from methods.recipes import FINE_TUNE, ParameterGroup, Stage, assign_parameters, rate_factor
 
 Factor = Callable[[int], float]  # of the learning rate, at an update
 
@@ -34,8 +34,8 @@ class StageCallback(transformers.TrainerCallback):
         stage: of `reducer.stages(task)`; its begin and end are told too. None: the losses are the ones outside any
             stage, and everything is trained at the Trainer's rate.
     Raises:
-        ValueError: in training, an optimizer or a schedule that cannot do what the stage needs; a checkpoint that
-            cannot be gone on from.
+        ValueError: in training, a schedule that cannot do what the stage needs; a checkpoint that cannot be gone on
+            from; label smoothing, for which the Trainer takes the labels away.
     """
 
     def __init__(self, stage: Stage | None = None) -> None:
@@ -44,6 +44,12 @@ class StageCallback(transformers.TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The stage begins; where training goes on from a checkpoint, it begins again, with the weights of that."""
+        model = _reducer(kwargs["model"])
+        if args.label_smoothing_factor and _has_own_losses(model, self.stage):
+            raise ValueError(
+                f"label smoothing takes the labels away from the reducer, and the own losses of {model.method_name} "
+                "need them; set label_smoothing_factor=0"
+            )
         if self.stage is None:
             return
         if self._regrouped is not None:  # an attempt before was broken off
@@ -53,7 +59,7 @@ class StageCallback(transformers.TrainerCallback):
                 f"stage {self.stage.name} chooses what its optimizer trains, which DeepSpeed and FSDP do not allow; "
                 "train it on one device or on several copies of the model (torchrun without them)"
             )
-        model, before = kwargs["model"], {p: p.requires_grad for p in kwargs["model"].parameters()}
+        before = {p: p.requires_grad for p in model.parameters()}
         _begin(model, self.stage, state)
         optimizer, scheduler = _bare(kwargs["optimizer"], "optimizer"), _bare(kwargs["lr_scheduler"], "scheduler")
         made = [name for name, parameter in model.named_parameters() if parameter not in before]
@@ -65,20 +71,46 @@ class StageCallback(transformers.TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Share of the updates done."""
-        kwargs["model"].progress = state.global_step / state.max_steps
+        _reducer(kwargs["model"]).progress = state.global_step / state.max_steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An update is done."""
-        kwargs["model"].after_update()
+        _reducer(kwargs["model"]).after_update()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The stage ends."""
-        kwargs["model"].progress = 1.0
+        model = _reducer(kwargs["model"])
+        model.progress = 1.0
         if self.stage is not None:
-            kwargs["model"].end_stage(self.stage)
+            model.end_stage(self.stage)
         if self._regrouped is not None:
             self._regrouped.undo()
             self._regrouped = None
+
+
+def _reducer(model: Any) -> TokenReducer:
+    """The reducer inside what PEFT, several processes or `torch.compile` wrap around it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    inner = model
+    while not isinstance(inner, TokenReducer):
+        if hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        elif isinstance(found := getattr(inner, "module", getattr(inner, "_orig_mod", None)), nn.Module):
+            inner = found
+        else:
+            raise ValueError(
+                f"StageCallback is for a reducer, as `methods.create` makes it, got {type(model).__name__}"
+            )
+    return inner
+
+
+def _has_own_losses(model: TokenReducer, stage: Stage | None) -> bool:
+    """Whether the method, where it is not the dense model, learns from more than the task's loss."""
+    own = type(model).losses is not TokenReducer.losses or type(model).run is not TokenReducer.run
+    return own and (stage is None or stage.name != FINE_TUNE)
 
 
 def _bare(wrapped: Any, inside: str) -> Any:
@@ -102,7 +134,7 @@ def _begin(model: TokenReducer, stage: Stage, state: Any) -> None:
         )
     known = {name for name, _ in model.named_parameters()}
     weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    model.begin_stage(stage, state.max_steps)
+    model.begin_stage(stage.but(teacher=None), state.max_steps)  # the model as it stands is not what it began with
     made = [name for name, _ in model.named_parameters() if name not in known]
     if made:
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import transformers
@@ -61,6 +62,8 @@ class Teacher:
             options: how scores are counted; by default as in real removal.
         """
         self._scored, self._gradients = frozenset(score_layers), gradients
+        if self.model.device != inputs.input_ids.device:  # the student has moved since
+            self.model.to(inputs.input_ids.device)
         # Weights are frozen, but what checkpointing asks of embeddings would still record a graph.
         with nullcontext() if gradients else torch.no_grad():
             state = encode(self, inputs, "masked", options or StateOptions())
@@ -92,3 +95,30 @@ class Teacher:
 
     def needs_scores(self, layer: int) -> bool:
         return layer in self._scored
+
+
+class Taught:
+    """Mixin of a reducer: the teacher that was set, or a copy of the reducer's own model."""
+
+    model: Any  # the stock one
+    _teacher: Teacher | None = None
+    _copied = False  # the teacher is a copy of the own model, as none was set
+
+    @property
+    def teacher(self) -> Teacher:
+        """The frozen model that the method learns from; a copy of the model as it stands where none was set."""
+        if self._teacher is None:
+            self.set_teacher(self.model)
+            self._copied = True
+        assert self._teacher is not None
+        return self._teacher
+
+    def set_teacher(self, model: transformers.PreTrainedModel | None) -> None:
+        """Learn from a frozen copy of `model`, usually the fine-tuned dense one; None forgets the teacher."""
+        self._teacher, self._copied = None if model is None else Teacher(model), False
+
+    def renew_teacher(self) -> None:
+        """Where a stage begins that has a teacher: a copy of the model as it stands, unless a teacher was set."""
+        if self._copied:
+            self.set_teacher(None)
+        self._teacher = self.teacher

@@ -30,7 +30,6 @@ from methods.ranking import arp2, bins_of
 from methods.recipes import FINE_TUNE, ParameterGroup, Stage, short_stage
 from methods.registry import register
 from methods.state import Decision, Inputs, StateOptions, TokenState
-from methods.teacher import Teacher
 
 PRUNE = "prune"
 INITIAL_LOGA, INITIAL_STD = 10.0, 0.01  # every rank open, every gate closed
@@ -131,7 +130,6 @@ class Top(ScalarsInFloat32, TokenReducer):
         self.register_buffer("texts", torch.zeros(self.backbone.max_length + 1, dtype=torch.long))
         self.texts: Tensor
         self._pattern: tuple[Tensor, list[bool]] | None = None  # decided once for a pass
-        self._copied: Teacher | None = None  # the teacher, where none was set
 
     # Pruning
 
@@ -252,13 +250,6 @@ class Top(ScalarsInFloat32, TokenReducer):
 
     # Training
 
-    @property
-    def teacher(self) -> Teacher:
-        """As for any method; a copy of the model as it stands is taken anew where the stage that prunes begins."""
-        if self._teacher is None:
-            self._teacher = self._copied = Teacher(self.model)
-        return self._teacher
-
     def losses(self, state: TokenState, logits: Tensor, inputs: Inputs) -> dict[str, Tensor]:
         """Logit distillation (no labels; values are learned from gold), the constraint and rank distillation; in the
         stage that trains the dense model, the task loss."""
@@ -282,9 +273,13 @@ class Top(ScalarsInFloat32, TokenReducer):
                 "distillation": softened_divergence(logits, lesson.logits, temperature, head, inputs.attention_mask)
             }
         return terms | {
-            "constraint": self.lambda_1 * excess + self.lambda_2 * excess**2,
+            "constraint": self._price(self.lambda_1) * excess + self._price(self.lambda_2) * excess**2,
             "ranking": weight * self._ranking(state, lesson.scores[last]),
         }
+
+    def _price(self, multiplier: Tensor) -> Tensor:
+        """A stage's optimizer climbs a multiplier; outside, where one may only descend, its gradient turns round."""
+        return multiplier if self.stage else 2 * multiplier.detach() - multiplier
 
     def _ranking(self, state: TokenState, target: AttentionScores) -> Tensor:
         """ARP2 of each early layer's scores against the last layer's of the teacher, summed over layers."""
@@ -302,8 +297,6 @@ class Top(ScalarsInFloat32, TokenReducer):
     def begin_stage(self, stage: Stage, updates: int) -> None:
         super().begin_stage(stage, updates)
         self.texts.zero_()
-        if stage.name == PRUNE and self._teacher is self._copied:
-            self._teacher = None
 
     def after_update(self) -> None:
         with torch.no_grad():

@@ -5,8 +5,9 @@ https://aclanthology.org/2021.naacl-main.463
 Departures by default: every text of a batch keeps its own tokens (the public code gives all of them as many as the
 text that wants most: `batched_eval="equal_k"`); stopped tokens of a span model are restored once (the public code
 restores some twice in training: `restore_filler="as_released"`); heuristic scores and teacher logits are computed with
-each batch instead of stored; replicas share the layers before the first selection, dropout included. Ours: regression,
-where minus the squared error is the reward. Not covered: texts of several segments.
+each batch instead of stored; the loss of the heuristic initialisation is divided by a text's tokens once (public code:
+twice, which Adam hardly feels); replicas share the layers before the first selection, dropout included. Ours:
+regression, where minus the squared error is the reward. Not covered: texts of several segments.
 """
 
 from __future__ import annotations
@@ -206,7 +207,8 @@ class TrBert(TokenReducer):
         state = rollout.run(inputs, mode, self.state_options())
         logits = state.outputs(self.backbone)
         task = gold = self.gold_loss(logits, replicate(labels, replicas))
-        if options.distill and self.stage != POLICY and self._teacher is not None:
+        taught_here = self.stage == JOINT or (self.stage != POLICY and self._teacher is not None)
+        if options.distill and taught_here:
             taught = replicate(self.teacher.teach(inputs).logits, replicas)
             task = self.soft_loss(
                 logits, taught, multi_label=labels.is_floating_point(), real=replicate(inputs.attention_mask, replicas)

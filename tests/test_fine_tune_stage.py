@@ -38,6 +38,17 @@ def test_it_trains_the_dense_model(name):
     torch.testing.assert_close(output.logits, stock.logits)
 
 
+@pytest.mark.parametrize("name", TUNED)
+def test_attention_drops_out_as_in_the_dense_model(name):
+    """Whatever the method does about it later."""
+    none = {"hidden_dropout_prob": 0.0, "classifier_dropout": 0.0}
+    model = tiny_model("bert", attention_probs_dropout_prob=0.5, **none)
+    reducer, batch = methods.create(name, model).train(), make_batch()
+    reducer.begin_stage(next(stage for stage in reducer.stages(TASK) if stage.name == FINE_TUNE), 4)
+    with torch.no_grad():
+        assert not torch.allclose(reducer(**batch).logits, reducer(**batch).logits)
+
+
 @pytest.mark.parametrize("mode", ["masked", "packed"])
 @pytest.mark.parametrize("name", ["ltp", "top"])
 def test_nothing_is_pruned_before_its_end(name, mode):

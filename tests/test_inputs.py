@@ -353,3 +353,16 @@ def test_a_name_instead_of_a_model_and_a_folder_that_is_not_there_are_said(tmp_p
         methods.create("dense", "some/bert")
     with pytest.raises(ValueError, match="there is no folder '"):
         methods.load(str(tmp_path / "nowhere"))
+
+
+def test_hooks_run_on_the_modules_that_the_questions_page_names():
+    """Neither on layers nor on attention, whose parts the loop over layers calls."""
+    reducer, called = methods.create("dense", tiny_model("bert")).eval(), set()
+    layer = "bert.encoder.layer.1"
+    for name, module in reducer.model.named_modules():
+        module.register_forward_hook(lambda module, given, output, name=name: called.add(name))
+    reducer(**make_batch())
+    inside = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output", "intermediate")
+    assert {f"{layer}.{name}" for name in (*inside, "output", "output.LayerNorm")} < called
+    assert {"bert.embeddings", "bert.pooler", "classifier"} < called
+    assert called.isdisjoint({"", "bert", "bert.encoder", layer, f"{layer}.attention", f"{layer}.attention.self"})

@@ -217,3 +217,41 @@ def test_a_joint_model_has_nothing_to_cache():
     reducer, batch = deformer(split=0), pair_batch()
     assert reducer.precompute(batch) == 0 and len(reducer.cache) == 0
     assert torch.equal(run(reducer, batch, "packed").logits, run(deformer(split=0), batch, "packed").logits)
+
+
+class Adapters(torch.nn.Module):
+    """A layer with two adapters, which tells of them as PEFT's do."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.active_adapters, self.disable_adapters = inner, ["one"], False
+        self.scales = torch.nn.ParameterDict({"one": torch.tensor(1.5), "two": torch.tensor(-2.0)})
+
+    def forward(self, hidden):
+        scale = 1.0 if self.disable_adapters else self.scales[self.active_adapters[0]]
+        return self.inner(hidden) * scale
+
+
+def test_states_of_one_adapter_are_not_those_of_another():
+    """Switched or turned off in evaluation; back again, the states of before are found."""
+    reducer, batch = deformer(), pair_batch()
+    own = reducer.model.bert.encoder.layer[0].attention.self
+    own.query = adapters = Adapters(own.query)
+    reducer.eval().precompute(batch)
+    for active, disabled in (("two", False), ("two", True), ("one", False)):
+        adapters.active_adapters, adapters.disable_adapters = [active], disabled
+        warmed = run(reducer, batch, "packed").logits
+        spent, cache = reducer.precompute(batch), reducer.cache
+        assert (spent == 0) == (active == "one")
+        reducer.cache = None
+        torch.testing.assert_close(warmed, run(reducer, batch, "packed").logits, **TIGHT)
+        reducer.cache = cache
+
+
+def test_weights_that_were_loaded_in_inference_mode(tmp_path):
+    """Torch counts none of their changes, and refuses to say so."""
+    deformer().save_pretrained(tmp_path)
+    batch = pair_batch()
+    with torch.inference_mode():
+        loaded = methods.load(tmp_path).eval()
+        assert loaded.precompute(batch) > 0 == loaded.precompute(batch)

@@ -212,6 +212,49 @@ def test_one_trainer_trains_twice(tmp_path):
     assert any("encoder" in name for name in moved(reducer, before))
 
 
+class Adapted(torch.nn.Module):
+    """As PEFT wraps a model."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def get_base_model(self):
+        return self.inner
+
+    def forward(self, **batch):
+        return self.inner(**batch)
+
+
+class Distributed(torch.nn.Module):
+    """As several processes wrap a model."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.module = inner
+
+    def forward(self, **batch):
+        return self.module(**batch)
+
+
+@pytest.mark.parametrize("wrap", [Adapted, Distributed, lambda reducer: Adapted(Distributed(reducer))])
+def test_a_wrapped_reducer_is_told(wrap, tmp_path, monkeypatch):
+    """How far training is, that an update is done, and what the stage trains."""
+    reducer, seen = methods.create("deebert", tiny_model("bert").float()), []
+    monkeypatch.setattr(reducer, "after_update", lambda: seen.append((reducer.stage, reducer.progress)))
+    before = weights_of(reducer)
+    named = {"remove_unused_columns": False, "label_names": ["labels"]}
+    prepared(tmp_path, wrap(reducer), stage_of(reducer, "off_ramps"), max_steps=4, **named).train()
+    assert seen == [("off_ramps", done / 4) for done in range(4)]
+    assert moved(reducer, before) and all("off_ramps" in name for name in moved(reducer, before))
+    assert (reducer.stage, reducer.progress) == (None, 1.0)
+
+
+def test_what_holds_no_reducer_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"for a reducer, as `methods\.create` makes it, got BertForSequenceClass"):
+        prepared(tmp_path, tiny_model("bert").float(), None).train()
+
+
 def test_a_stage_without_a_match_is_refused(tmp_path):
     reducer = methods.create("dense", tiny_model("bert").float())
     stage = Stage(name="none", groups=(ParameterGroup(patterns=("predictors.*",), learning_rate=1e-3),))

@@ -348,3 +348,26 @@ def test_published_recipe(task):
     assert [group.maximize for group in prune.groups] == [False, True, True, False]
     assert [group.clipped for group in prune.groups] == [False, False, False, True]
     assert [group.decay for group in prune.groups] == ["constant", "constant", "constant", None]
+
+
+def test_outside_a_stage_multipliers_climb_under_any_descent():
+    """One update is the one by gradient ascent on the constraint as it is written, bit by bit; a stage has it so."""
+    ends = []
+    for stage in (None, "prune"):
+        reducer = fresh(target_sparsity=0.5, constraint_warmup=0.0).float()
+        reducer.stage = stage
+        reducer.lambda_1.data.fill_(-0.2)
+        reducer.lambda_2.data.fill_(0.3)
+        own, multipliers = [reducer.rank_loga, reducer.gate_loga], [reducer.lambda_1, reducer.lambda_2]
+        optimizer = torch.optim.AdamW(
+            [{"params": own}, {"params": multipliers, "maximize": stage is not None}],
+            lr=0.02,
+            weight_decay=0.0,
+            fused=True,
+        )
+        loss = losses_of(reducer, make_batch())["constraint"]
+        loss.backward()
+        optimizer.step()
+        ends.append((loss.detach(), *own, *multipliers))
+    assert all(torch.equal(*pair) for pair in zip(*ends, strict=True))
+    assert ends[0][3] < -0.2 and ends[0][4] > 0.3

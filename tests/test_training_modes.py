@@ -83,3 +83,9 @@ def test_an_update_under_bfloat16_autocast_follows_the_exact_one(name):
         assert all(p.grad.isfinite().all() for p in reducer.parameters() if p.grad is not None)
         losses.append(loss.item())
     assert losses[1] == pytest.approx(losses[0], rel=0.25, abs=0.1)
+
+
+def test_data_parallel_is_refused():
+    """Its replicas would run the modules of the first device."""
+    with pytest.raises(ValueError, match=r"reducers do not run in nn\.DataParallel; use torchrun"):
+        tiny_reducer("transkimmer")._replicate_for_data_parallel()
