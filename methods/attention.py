@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.packing import Lengths, on_device
+from methods.packing import HALF, Lengths, on_device
 from methods.scored_attention import attention_with_scores
 
 # How the weights of kept keys add up, m being the keep mask over keys and s the scaled logits:
@@ -22,7 +22,6 @@ from methods.scored_attention import attention_with_scores
 NORMALISATIONS = ("renormalised", "unnormalised", "epsilon")
 EPSILON = 1e-6
 SHORT = 16  # tokens up to which sequences of equal lengths are gathered, measured on a CPU
-VARLEN_DTYPES = (torch.float16, torch.bfloat16)
 VARLEN_HEAD_SIZE = 256  # the largest, and only multiples of 8
 VARLEN_CAPABILITY = (8, 0)  # the lowest, of a GPU
 MAX_EXPONENT = 20.0  # a removed key may outscore every kept one; its weight only matters for the gradient of its gate
@@ -206,7 +205,7 @@ def packed_attention(
 def has_varlen(query: Tensor) -> bool:
     """Whether torch's kernel for variable lengths takes `query` (total_queries, heads, head_size), on CUDA."""
     head_size = query.shape[-1]
-    if query.dtype not in VARLEN_DTYPES or head_size % 8 or head_size > VARLEN_HEAD_SIZE:
+    if query.dtype not in HALF or head_size % 8 or head_size > VARLEN_HEAD_SIZE:
         return False
     return torch.cuda.get_device_capability(query.device) >= VARLEN_CAPABILITY
 

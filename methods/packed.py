@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from methods.attention import AttentionScores, packed_attention
 from methods.backbone import Backbone
-from methods.packing import Lengths, cumulative, on_device, pad, segment_rank, segment_sum, sequence_index
+from methods.packing import HALF, Lengths, cumulative, on_device, pad, segment_rank, segment_sum, sequence_index
 from methods.state import Decision, Extras, Inputs, StateOptions, TokenState
 from methods.trace import Trace
 
@@ -32,8 +32,10 @@ def _copied(into: Tensor, index: Tensor, rows: Tensor) -> Tensor:
 
     Autocast gives projections another type than norms, and on CUDA does not bring the two together here.
     """
-    wider = torch.promote_types(into.dtype, rows.dtype)
-    return into.to(wider).index_copy(0, index, rows.to(wider))
+    if into.dtype != rows.dtype:
+        wider = torch.promote_types(into.dtype, rows.dtype)
+        into, rows = into.to(wider), rows.to(wider)
+    return into.index_copy(0, index, rows)
 
 
 class PackedState(TokenState):
@@ -105,9 +107,10 @@ class PackedState(TokenState):
         return self.hidden.index_select(0, cumulative(self._counts)[:-1])
 
     def mean(self, values: Tensor) -> Tensor:
-        exact = torch.promote_types(values.dtype, torch.float32)  # counts and sums of long texts need more than half
-        weights = self.real.to(exact)
-        return (self.sum(values * weights.unsqueeze(-1)) / self.sum(weights).unsqueeze(-1)).to(values.dtype)
+        if values.dtype in HALF:  # too little for counts and sums of long texts
+            return self.mean(values.float()).to(values.dtype)
+        weights = self.real.to(values.dtype)
+        return self.sum(values * weights.unsqueeze(-1)) / self.sum(weights).unsqueeze(-1)
 
     @property
     def scores(self) -> AttentionScores | None:

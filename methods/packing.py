@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 def on_device(values: Sequence[int], device: torch.device) -> Tensor:
     """What the host knows, as a long tensor; a GPU is not waited for."""
@@ -112,9 +114,9 @@ def segment_sum(values: Tensor, index: Tensor, count: int) -> Tensor:
 
     Half precision is added up in float32: bfloat16 cannot count beyond 256.
     """
-    exact = torch.promote_types(values.dtype, torch.float32) if values.is_floating_point() else values.dtype
-    sums = values.new_zeros(count, *values.shape[1:], dtype=exact).index_add(0, index, values.to(exact))
-    return sums.to(values.dtype)
+    if values.dtype in HALF:
+        return segment_sum(values.float(), index, count).to(values.dtype)
+    return values.new_zeros(count, *values.shape[1:]).index_add(0, index, values)
 
 
 def segment_rank(values: Tensor, lengths: Tensor, index: Tensor | None = None) -> Tensor:

