@@ -276,7 +276,8 @@ def test_two_processes_train_what_one_does(method, stage, tmp_path):
 
     def process(rank):
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        # Unless told, accelerate takes several threads, and a forked process has none of its parent's.
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
         torch.save(trained(2), tmp_path / f"weights{rank}.pt")
         return 0
 
