@@ -13,12 +13,14 @@ import pytest
 import methods
 from benchmarks import answers, claims, findings, plain_trial
 from benchmarks.answers import ABSENT, FAILS, HOLDS, OPEN, UNTESTED
-from benchmarks.comparable import read_comparisons
+from benchmarks.comparable import finished_runs, read_comparisons
 from benchmarks.compared import Measured, holm, measured, paired
 from benchmarks.environment import PROJECT_ROOT
 from benchmarks.equal_speed import SPEEDS, AtSpeeds, Operating, Run, at_speeds, difference
 from benchmarks.errors import UserError
 from benchmarks.experiments import DenseTraining
+from benchmarks.forwarding import both_ways
+from benchmarks.twins import both_twins
 from tests.written_records import write_record
 
 RNG = np.random.default_rng(0)
@@ -256,13 +258,15 @@ def test_a_setting_of_one_answer_is_no_rival_at_a_speed():
 
 
 def test_the_published_findings_are_what_the_records_give():
-    page = (PROJECT_ROOT / "results" / "FINDINGS.md").read_text(encoding="utf-8")
-    found = measured(PROJECT_ROOT / "results")
-    like = findings.comparisons(found, PROJECT_ROOT / "results")
-    near = at_speeds(like)
-    trials = plain_trial.beside(PROJECT_ROOT / "results", like)
-    assert page == findings.report(found, near, trials, f"{findings.PROGRAM} --results results")
-    assert set(re.findall(r"\b[0-9a-f]{12}\b", page)) == {name for one in (*found, *trials) for name in one.records}
+    results = PROJECT_ROOT / "results"
+    page = (results / "FINDINGS.md").read_text(encoding="utf-8")
+    found = measured(results)
+    like = findings.comparisons(found, results)
+    near, trials, ways = at_speeds(like), plain_trial.beside(results, like), both_ways(read_comparisons(results))
+    twins = both_twins(record for records in finished_runs(results).values() for record in records)
+    assert page == findings.report(found, near, trials, f"{findings.PROGRAM} --results results", ways, twins)
+    named = {name for one in (*found, *trials, *ways, *twins) for name in one.records}
+    assert set(re.findall(r"\b[0-9a-f]{12}\b", page)) == named
 
 
 @pytest.mark.parametrize(("speed", "setting"), [(1.5, "recipe"), (2.0, "threshold 0.6")])
