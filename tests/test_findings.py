@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,16 +10,13 @@ import pandas as pd
 import pytest
 
 import methods
-from benchmarks import answers, claims, findings, plain_trial
+from benchmarks import answers, claims, findings
 from benchmarks.answers import ABSENT, FAILS, HOLDS, OPEN, UNTESTED
-from benchmarks.comparable import finished_runs, read_comparisons
+from benchmarks.comparable import read_comparisons
 from benchmarks.compared import Measured, holm, measured, paired
-from benchmarks.environment import PROJECT_ROOT
 from benchmarks.equal_speed import SPEEDS, AtSpeeds, Operating, Run, at_speeds, difference
 from benchmarks.errors import UserError
 from benchmarks.experiments import DenseTraining
-from benchmarks.forwarding import both_ways
-from benchmarks.twins import both_twins
 from tests.written_records import write_record
 
 RNG = np.random.default_rng(0)
@@ -255,18 +251,6 @@ def test_seeds_that_both_have_are_compared():
 def test_a_setting_of_one_answer_is_no_rival_at_a_speed():
     there = [near("transkimmer", 85.0, 1.45), near("pabee", 50.0, 1.55, constant=True)]
     assert claims.better_than("pabee", near=there)([]) == answers.NOTHING
-
-
-def test_the_published_findings_are_what_the_records_give():
-    results = PROJECT_ROOT / "results"
-    page = (results / "FINDINGS.md").read_text(encoding="utf-8")
-    found = measured(results)
-    like = findings.comparisons(found, results)
-    near, trials, ways = at_speeds(like), plain_trial.beside(results, like), both_ways(read_comparisons(results))
-    twins = both_twins(record for records in finished_runs(results).values() for record in records)
-    assert page == findings.report(found, near, trials, f"{findings.PROGRAM} --results results", ways, twins)
-    named = {name for one in (*found, *trials, *ways, *twins) for name in one.records}
-    assert set(re.findall(r"\b[0-9a-f]{12}\b", page)) == named
 
 
 @pytest.mark.parametrize(("speed", "setting"), [(1.5, "recipe"), (2.0, "threshold 0.6")])

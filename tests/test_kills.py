@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +25,6 @@ from benchmarks.environment import PROJECT_ROOT
 from benchmarks.glue import main
 from benchmarks.places import _end_with_parent
 from benchmarks.runs import RunStore, read_record
-from benchmarks.runs_command import problems
 from tests.small_world import write_model, write_sentences
 
 KILLS = 20
@@ -313,64 +311,6 @@ def test_a_disk_too_full_for_the_weights_is_not_a_failed_run(world, sweep, tmp_p
     assert not list((tmp_path / "home" / "checkpoints").glob(".mood*"))
     assert run_command(main, sweep) == 0
     same_as_undisturbed(tmp_path, world)
-
-
-@pytest.mark.parametrize("damage", ["cut off", "gone", "no JSON"])
-def test_damaged_weights_of_a_finished_run_are_put_aside_and_made_again(world, sweep, tmp_path, caplog, damage):
-    """Of the dense model that the others start from."""
-    assert run_command(main, [*sweep, "--methods", "dense"]) == 0
-    assert run_command(main, [*sweep, "--methods", "power_bert"]) == 0
-    before = records(tmp_path)
-    for folder in (tmp_path / "home" / "checkpoints").glob("mood-dense-*"):
-        weights = folder / "model.safetensors"
-        if damage == "gone":
-            weights.unlink()
-        elif damage == "cut off":
-            weights.write_bytes(weights.read_bytes()[:1000])
-        else:
-            (folder / "config.json").write_text("{")
-    assert run_command(main, sweep) == 0
-    assert before.items() <= records(tmp_path).items()
-    assert "it cannot be read" in caplog.text and "trained anew" in caplog.text
-    assert list((tmp_path / "home" / "checkpoints").glob("mood-dense-*.corrupt"))
-    same_as_undisturbed(tmp_path, world)
-
-
-def test_weights_of_another_training_are_made_again(world, sweep, tmp_path):
-    """Such as those of a command whose results go elsewhere, by other code."""
-    assert run_command(main, [*sweep, "--methods", "dense"]) == 0
-    before = records(tmp_path)
-    for folder in (tmp_path / "home" / "checkpoints").glob("mood-dense-*"):
-        config = json.loads((folder / "config.json").read_text())
-        config["facts"]["score"] += 0.25
-        (folder / "config.json").write_text(json.dumps(config))
-        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
-    assert run_command(main, sweep) == 0
-    assert before.items() <= records(tmp_path).items()
-    same_as_undisturbed(tmp_path, world)
-
-
-def test_a_record_whose_weights_are_gone_is_replaced_by_that_of_another_training(world, sweep, tmp_path, caplog):
-    """As if other code had trained the dense model: what started from it then is named."""
-    assert run_command(main, [*sweep, "--methods", "dense"]) == 0
-    assert run_command(main, [*sweep, "--methods", "power_bert"]) == 0
-    for path in tmp_path.rglob("finetune/**/*.json"):
-        record = json.loads(path.read_text())
-        if record["config"]["method"] == "dense":
-            record["metrics"]["score"] += 0.25
-        else:
-            assert len(record["metrics"]["starts"]) == 1
-            record["metrics"]["starts"] = {name: score + 0.25 for name, score in record["metrics"]["starts"].items()}
-        path.write_text(json.dumps(record))
-    shutil.rmtree(tmp_path / "home" / "checkpoints")
-    root = next(tmp_path.rglob("finetune")).parents[1]
-    assert not list(problems(root))
-    assert run_command(main, sweep) == 0
-    assert "training it again came to a score of" in caplog.text
-    dense = {name: found for name, found in results(tmp_path).items() if name.startswith("dense")}
-    assert dense.items() <= results(world[1]).items()
-    (line,) = problems(root)
-    assert "power_bert-" in line and "started from a training of dense-" in line and "--force" in line
 
 
 def test_a_data_file_that_goes_missing_mid_way(world, sweep, tmp_path, monkeypatch, capsys):
