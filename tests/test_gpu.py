@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from methods.attention import packed_attention, padded_attention
-from tests.cases import CASES
+from tests.cases import CASES, EVERY
 from tests.tiny import batch_for, labels_for, logits_of, tiny_reducer
 
 pytestmark = [
@@ -72,3 +72,18 @@ def test_a_layer_waits_for_the_device_once_at_most(name):
     # Not the mode's own first warning, which only says that it is a prototype.
     waits = [str(warning.message) for warning in caught if "called a synchronizing" in str(warning.message)]
     assert len(waits) <= reducer.backbone.num_layers + 4, waits
+
+
+@pytest.mark.parametrize("family", ["bert", "albert", "electra", "modernbert"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", EVERY)
+def test_half_precision_runs_packed_on_cuda(name, dtype, family):
+    """Under autocast, whose types mix where embeddings are narrow, and with weights in half precision."""
+    reducer = tiny_reducer(name, family).float().cuda().eval()
+    batch = {key: value.cuda() for key, value in batch_for(reducer).items()}
+    with torch.no_grad():
+        with torch.autocast("cuda", dtype=dtype):
+            output = reducer(**batch)
+        halved = reducer.to(dtype)(**batch)
+    assert logits_of(output).isfinite().all()
+    assert logits_of(halved).isfinite().all() and logits_of(halved).dtype == dtype
