@@ -95,8 +95,8 @@ class Trace:
 
     def record_exit(self, layer: int, sequences: Tensor) -> None:
         """Note that `sequences` (S,) long left after `layer`."""
-        self.exit_layers[sequences] = layer
-        self.exited[sequences] = True
+        self.exit_layers.index_fill_(0, sequences, layer)  # assigning a number would wait for a GPU
+        self.exited.index_fill_(0, sequences, True)
 
     @property
     def keep_masks(self) -> Tensor:
