@@ -11,6 +11,7 @@ from statistics import geometric_mean, mean
 from typing import Any
 
 from benchmarks.answers import DASH, by_task, common_title, unlearned
+from benchmarks.beside import Beside, beside
 from benchmarks.claims import Judged, judged
 from benchmarks.cli import run_command
 from benchmarks.comparable import Comparison, comparisons_around, finished_runs, read_comparisons
@@ -20,7 +21,7 @@ from benchmarks.equal_speed import NEAR, SPEEDS, AtSpeeds, Operating, at_speeds
 from benchmarks.errors import Parser
 from benchmarks.files import writing
 from benchmarks.forwarding import Ways, both_ways
-from benchmarks.plain_trial import EPOCHS, Beside, beside
+from benchmarks.plain_trial import EPOCHS
 from benchmarks.strategy import folders
 from benchmarks.sweep import DEVICES
 from benchmarks.tasks import TASKS

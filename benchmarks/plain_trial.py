@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,6 @@ from benchmarks.runs import CorruptRecord, Record, RunStore, read_record
 if TYPE_CHECKING:
     import pandas as pd
 
-    from benchmarks.comparable import Comparison
-    from benchmarks.compared import Difference
     from benchmarks.experiments import Experiment
 
 KIND, TABLE = "plain_trial", "plain_trial"
@@ -144,10 +142,11 @@ def frame_of(records: Iterable[Record]) -> pd.DataFrame:
 
 def read(root: Path) -> list[Record]:
     """The finished trials below a folder of results, by task and seed."""
-    return _finished(root, f"{KIND}/*/*.json")
+    return finished(root, f"{KIND}/*/*.json")
 
 
-def _finished(root: Path, pattern: str) -> list[Record]:
+def finished(root: Path, pattern: str) -> list[Record]:
+    """Finished runs below a folder of results whose file, below `runs`, matches; by task and seed."""
     found = []
     for path in (root / "runs").glob(pattern):
         try:
@@ -156,111 +155,6 @@ def _finished(root: Path, pattern: str) -> list[Record]:
             continue  # `python -m benchmarks.runs verify` names them
     done = [record for record in found if record["status"] == "ok"]
     return sorted(done, key=lambda record: (record["config"]["task"], record["config"]["seed"]))
-
-
-@dataclass(frozen=True)
-class Beside:
-    """The dense model of one task beside the plain trials of the same seeds.
-
-    Attributes:
-        dense, last: percent, of each seed; the trials' after their last epoch. No dense ones where those hold nothing
-            out: `whole` has them. best: that of the trials' best epoch, chosen on the very texts that are scored.
-            fewer: as `last`, of trials without the rows that choose the dense model's epoch. whole: of dense models of
-            all rows and as many epochs, the last one kept. Each of these two is empty unless every seed has one.
-        difference, whole_difference: dense or whole minus last; None where outcomes of texts are unknown.
-        device: of both, "cpu" or "cuda". records: of the trials and of `whole`, by hash.
-    """
-
-    title: str
-    device: str
-    metric: str
-    seeds: tuple[int, ...]
-    dense: tuple[float, ...]
-    last: tuple[float, ...]
-    best: tuple[float, ...]
-    fewer: tuple[float, ...]
-    whole: tuple[float, ...]
-    difference: Difference | None
-    whole_difference: Difference | None
-    records: tuple[str, ...]
-
-
-def beside(source: Path, comparisons: Iterable[Comparison]) -> list[Beside]:
-    """Of each comparison the dense model beside the trials below a folder of results, where there are any.
-
-    Trials of another length, or on N rows, are left out.
-    """
-    from benchmarks.experiments import KIND as TRAINED
-
-    trials = [record for record in read(source) if _is_usual(record["config"])]
-    whole = [record for record in _finished(source, f"{TRAINED}/*/dense-*.json") if not _held_out(record)]
-    found = [one for comparison in comparisons if (one := _beside(comparison, trials, whole)) is not None]
-    return [one for one in found if one.dense or not any(_told(one, other) for other in found)]
-
-
-def _told(one: Beside, other: Beside) -> bool:
-    """Whether all of `one` stands in `other`, beside the dense model that lacks some rows."""
-    return bool(other.dense) and set(one.records) <= set(other.records)
-
-
-def _beside(comparison: Comparison, trials: Sequence[Record], whole: Sequence[Record]) -> Beside | None:
-    from benchmarks.comparable import own_settings
-    from benchmarks.compared import difference_of
-    from benchmarks.experiments import DenseTraining
-
-    dense = {r["config"]["seed"]: r for r in own_settings(comparison.records) if r["config"]["method"] == "dense"}
-    training = {seed: DenseTraining.of(record["config"]["extra"]) for seed, record in dense.items()}
-
-    def like_dense(some: Iterable[Record]) -> dict[int, Record]:
-        own = [r for r in some if r["config"]["task"] == comparison.task and r["config"]["seed"] in dense]
-        return {r["config"]["seed"]: r for r in own if _conditions(r) == _conditions(dense[r["config"]["seed"]])}
-
-    def keeps_last(record: Record) -> bool:
-        own, other = DenseTraining.of(record["config"]["extra"]), training.get(record["config"]["seed"])
-        return own is not None and other is not None and own == replace(other, keep="last")
-
-    mine = like_dense(record for record in trials if not _held_out(record))
-    without = like_dense(record for record in trials if _held_out(record))
-    last_kept = like_dense(record for record in whole if keeps_last(record))
-    if not mine:
-        return None
-    split = next(iter(next(iter(mine.values()))["metrics"]["splits"]))
-    usual = list(mine.values())
-    ours = [dense[seed] for seed in mine if (chosen := training[seed]) is None or chosen.holds_out]
-    fewer, kept = ([some[seed] for seed in mine] if mine.keys() <= some.keys() else [] for some in (without, last_kept))
-    return Beside(
-        title=comparison.title,
-        device=usual[0]["config"]["device"],
-        metric=comparison.metric,
-        seeds=tuple(mine),
-        dense=_scores(ours),
-        last=_scores(usual),
-        best=tuple(max(100 * epoch[split][comparison.metric] for epoch in r["metrics"]["epochs"]) for r in usual),
-        fewer=_scores(fewer),
-        whole=_scores(kept),
-        difference=difference_of(ours, usual) if ours else None,
-        whole_difference=difference_of(kept, usual) if kept else None,
-        records=tuple(record["config_hash"] for record in (*usual, *fewer, *kept)),
-    )
-
-
-def _scores(records: Iterable[Record]) -> tuple[float, ...]:
-    return tuple(100 * record["metrics"]["score"] for record in records)
-
-
-def _is_usual(config: Mapping[str, Any]) -> bool:
-    return config["max_train_samples"] is None and config["extra"]["epochs"] == EPOCHS.get(config["task"], OTHERWISE)
-
-
-def _held_out(record: Record) -> bool:
-    return bool(record["config"]["extra"].get("held_out"))
-
-
-def _conditions(record: Record) -> list[Any]:
-    """What a trial shares with the dense model that it stands beside: checkpoint, precision, and the rows scored."""
-    config = record["config"]
-    shared = [config[name] for name in ("backbone", "dtype", "device", "max_length")]
-    return shared + [config["data"]["splits"][name] for name in record["metrics"]["splits"]]
 
 
 def parser() -> argparse.ArgumentParser:

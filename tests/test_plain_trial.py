@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import findings, plain_trial
+from benchmarks.beside import beside
 from benchmarks.cli import run_command
 from benchmarks.comparable import comparisons_around, read_comparisons
 from benchmarks.experiment_data import training_features
@@ -103,7 +104,7 @@ def test_the_dense_model_stands_beside_the_trials_of_its_seeds(tmp_path):
             write_record(tmp_path, "dense", **trial | other)  # trials of something else
         without = {"extra": trial["extra"] | {"held_out": True}, "metrics": metrics | {"score": epochs[0]}}
         write_record(tmp_path, "dense", **trial | without)
-    (found,) = plain_trial.beside(tmp_path, read_comparisons(tmp_path))
+    (found,) = beside(tmp_path, read_comparisons(tmp_path))
     assert (found.title, found.seeds, found.dense, found.last) == ("mood", (42, 43), (90.0, 100.0), (100.0, 100.0))
     assert (
         found.best == (100.0, 100.0)
@@ -120,10 +121,10 @@ def test_the_dense_model_stands_beside_the_trials_of_its_seeds(tmp_path):
     assert f"| {' | '.join(row)} | {' '.join(found.records)} |" in page
     assert len(set(found.records)) == 6
     assert "lain trial" not in findings.report([], [], [], "command")
-    assert plain_trial.beside(tmp_path / "nothing", read_comparisons(tmp_path)) == []
+    assert beside(tmp_path / "nothing", read_comparisons(tmp_path)) == []
     around = [({name}, "") for name in (found.records[-1], read_comparisons(tmp_path)[0].records[0]["config_hash"])]
     whole, usual = comparisons_around(tmp_path, around)
-    (alone,) = plain_trial.beside(tmp_path, [whole])
+    (alone,) = beside(tmp_path, [whole])
     assert (alone.dense, alone.difference, alone.whole) == ((), None, (100.0, 100.0))
     assert alone.whole_difference == found.whole_difference
-    assert plain_trial.beside(tmp_path, [whole, usual]) == [found]  # said there
+    assert beside(tmp_path, [whole, usual]) == [found]  # said there
