@@ -174,10 +174,9 @@ def _goal(arguments: argparse.Namespace) -> Goal:
 
 
 def _model(name: str | None) -> ModelRef:
-    from benchmarks.embedded import embedded_model_path
-    from benchmarks.models import find_model, folder_model
+    from benchmarks.models import embedded_model, find_model
 
-    return folder_model(embedded_model_path(), "MiniLM-L6") if name is None else find_model(name)
+    return embedded_model() if name is None else find_model(name)
 
 
 def _check_output(folder: Path, model: ModelRef) -> None:

@@ -248,11 +248,10 @@ def _measure(arguments: argparse.Namespace, console: Console) -> tuple[dict[str,
         if model is not None or arguments.tasks is not None:
             raise UserError("--model and --tasks say how to measure --data-dir; give that, too")
         return {}, []
-    from benchmarks.embedded import embedded_model_path
-    from benchmarks.models import find_model, folder_model, load_tokenizer
+    from benchmarks.models import embedded_model, find_model, load_tokenizer
     from benchmarks.properties import measure_folder, remarks
 
-    ref = find_model(model) if model else folder_model(embedded_model_path(), "MiniLM-L6 (BERT's uncased word pieces)")
+    ref = find_model(model) if model else embedded_model("MiniLM-L6 (BERT's uncased word pieces)")
 
     def report(line: str) -> None:
         console.print(f"measured {line}", highlight=False)

@@ -108,10 +108,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _model(arguments: argparse.Namespace) -> ModelRef:
-    from benchmarks.embedded import embedded_model_path
-    from benchmarks.models import find_model, folder_model
+    from benchmarks.models import embedded_model, find_model
 
-    return find_model(arguments.model) if arguments.model else folder_model(embedded_model_path(), "MiniLM-L6")
+    return find_model(arguments.model) if arguments.model else embedded_model()
 
 
 def _examples(arguments: argparse.Namespace, command: str) -> int:

@@ -291,8 +291,7 @@ def models_of(profile: str, name: str | None, encoders: tuple[str, ...]) -> tupl
     Raises:
         UserError: the profile has its own.
     """
-    from benchmarks.embedded import embedded_model_path
-    from benchmarks.models import PAPER_MODELS, find_model, folder_model, hub_model
+    from benchmarks.models import PAPER_MODELS, embedded_model, find_model, hub_model
 
     if name is not None:
         if profile == "embedded":
@@ -300,7 +299,7 @@ def models_of(profile: str, name: str | None, encoders: tuple[str, ...]) -> tupl
         return (find_model(name),)
     if profile == "paper":
         return tuple(hub_model(title, PAPER_MODELS[title]) for title in encoders)
-    return (folder_model(embedded_model_path(), "MiniLM-L6"),)
+    return (embedded_model(),)
 
 
 def chosen_device(name: str | None) -> str:

@@ -220,9 +220,9 @@ def bench_of(arguments: argparse.Namespace, task_name: str) -> Bench:
 
     from benchmarks.cli import chosen_device
     from benchmarks.data import DataSource
-    from benchmarks.embedded import embedded_model_path, ensure_embedded, skimbench_home
+    from benchmarks.embedded import ensure_embedded, skimbench_home
     from benchmarks.latency_peers import PEERS, absences
-    from benchmarks.models import find_model, folder_model, load_model
+    from benchmarks.models import embedded_model, find_model, load_model
     from benchmarks.tasks import EMBEDDED, EMBEDDED_LONG, get_task
 
     device = chosen_device(arguments.device)
@@ -236,7 +236,7 @@ def bench_of(arguments: argparse.Namespace, task_name: str) -> Bench:
             )
         if ensure_embedded(skimbench_home(), [task.name])[task.name] is None:
             raise UserError(f"the texts of {task.name} could not be had; run ./reproduce.sh setup with a network once")
-    tokens = find_model(arguments.model) if arguments.model else folder_model(embedded_model_path(), "MiniLM-L6")
+    tokens = find_model(arguments.model) if arguments.model else embedded_model()
     identity = tokens.identity
     reducers = _reducers(arguments, task, tokens)
     if arguments.reducer:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import embedded
 from benchmarks.errors import UserError
 from benchmarks.plain import content_hash
 from benchmarks.tasks import Task
@@ -31,6 +32,18 @@ REVISIONS = {  # of the hub, so that the paper profile means the same weights to
     "albert/albert-base-v2": "8e2f239c5f8a2c0f253781ca60135db913e5c80c",
 }
 HUB_TIMEOUT_S = 10
+_DECIDING = (  # files of a folder that decide what a model answers, beside its configuration
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 _CHECK = {True: "", False: "; check --model"}  # whether it is a folder, which was looked for before
 
 
@@ -40,7 +53,7 @@ class ModelRef:
 
     Attributes:
         title: as tables print it. source: hub name or folder. identity: hub name (with the revision, where one is
-            pinned), or "sha256:..." of a folder's weights.
+            pinned), or "sha256:..." of what decides a folder's model: weights, configuration and tokenizer.
         family: model type ("bert"), from its configuration or, for hub names, from the name.
         revision: commit of the hub; None takes the newest.
     """
@@ -82,7 +95,25 @@ def folder_model(path: Path, title: str | None = None) -> ModelRef:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{config} is not a model configuration: {error}") from error
     _check_family(path, family)
-    return ModelRef(title or path.resolve().name, str(path), f"sha256:{_sha256(weights)[:16]}", family)
+    return ModelRef(title or path.resolve().name, str(path), _identity(path), family)
+
+
+def embedded_model(title: str = "MiniLM-L6") -> ModelRef:
+    """The embedded model, known by its weights alone: all else in its package is as pinned as they are.
+
+    Raises:
+        UserError: it is not installed, or its weights are not the expected ones.
+    """
+    folder = embedded.embedded_model_path()
+    return replace(folder_model(folder, title), identity=f"sha256:{_sha256(folder / 'model.safetensors')[:16]}")
+
+
+def _identity(folder: Path) -> str:
+    """Of a folder's model: the same where it is saved again unchanged, by whatever version of the library."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    decides = {name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")}
+    files = {name: _sha256(folder / name) for name in _DECIDING if (folder / name).is_file()}
+    return f"sha256:{content_hash([decides, files])}"
 
 
 def beside_reducer(folder: Path, reducer: TokenReducer, model: ModelRef, *, named: bool) -> ModelRef:
@@ -95,8 +126,7 @@ def beside_reducer(folder: Path, reducer: TokenReducer, model: ModelRef, *, name
     """
     vocabulary = reducer.backbone.config.vocab_size
     if (folder / "tokenizer.json").is_file():
-        weights, family = folder / "model.safetensors", reducer.backbone.config.model_type
-        return ModelRef(folder.resolve().name, str(folder), f"sha256:{_sha256(weights)[:16]}", family)
+        return ModelRef(folder.resolve().name, str(folder), _identity(folder), reducer.backbone.config.model_type)
     known = len(load_tokenizer(model))
     if known > vocabulary or (known < vocabulary and not named):
         raise UserError(

@@ -115,3 +115,20 @@ def test_without_network_the_hub_is_there_as_far_as_the_cache_is(monkeypatch):
         monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, found=cached, **__: found)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
         assert hub_is_reachable() is there
+
+
+def test_a_model_is_known_by_all_that_decides_its_answers(tmp_path):
+    """Weights, tokenizer and configuration; saved again by another version it stays what it is."""
+    folder = write_model(tmp_path / "model")
+    known = folder_model(folder).identity
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_version": "9.9"}))
+    assert folder_model(folder).identity == known and folder_model(folder).is_folder
+    seen = {known}
+    (folder / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 0.1}))
+    seen.add(folder_model(folder).identity)
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    seen.add(folder_model(folder).identity)
+    assert len(seen) == 3
