@@ -78,3 +78,11 @@ def test_the_claim_needs_a_certain_difference_everywhere(points, verdict):
     assert claims.forwarding(ways)([]).verdict == getattr(answers, verdict)
     page = findings.report([], [], [], "command", ways)
     assert ("| SQuAD | f1 | 42 | 63.0 at 1.50x | 60.0 at 1.50x |" in page) == bool(points)
+
+
+def test_a_pair_that_skims_nothing_judges_nothing_and_is_shown():
+    drawn = np.random.default_rng(0).normal(0.0, 0.3, 2_000)
+    apart = paired([3.0], [0.0], drawn + 3.0)
+    answer = claims.forwarding([Ways("SQuAD", "f1", (42,), (63.0,), (60.0,), (0.93, 1.2), apart, ("abc",))])([])
+    assert answer.verdict == answers.UNDECIDABLE and "of 1 trained both ways none skims" in answer.summary
+    assert "63.0 at 0.93x" in answer.table[1]
